@@ -1,0 +1,1 @@
+"""Building: plan, then read, encode and commit."""

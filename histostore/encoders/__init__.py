@@ -1,0 +1,1 @@
+"""Encoders: frozen models, patch to vector."""

@@ -1,0 +1,1 @@
+"""The store: feature sets, fragments, views of them."""
