@@ -1,3 +1,76 @@
-"""Heads on frozen patch embeddings, with one evaluation for all of them."""
+"""Heads on frozen patch embeddings, with one evaluation for all of them.
+
+>>> import numpy as np, zoo
+>>> rng = np.random.default_rng(0)
+>>> labels = np.arange(40) % 2
+>>> embedding = rng.normal(size=(40, 5, 8)) + labels[:, None, None]  # 40 bags of 5 patches
+>>> bags = zoo.Bags.from_arrays(
+...     embedding.reshape(200, 8), offset=np.arange(0, 201, 5), labels=labels, classes=["a", "b"]
+... )
+>>> split = zoo.Split.k_fold(bags.labels, bags.patient_ids, n_folds=4)
+>>> fold = split.folds[0]
+>>> head = zoo.spec("logistic").fit(bags[fold.train], validation=bags[fold.validation])
+>>> head.predict_proba(bags[fold.test]).shape
+(10, 2)
+"""
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zoo.bags import Bags
+    from zoo.compare import compare
+    from zoo.ensemble import ensemble
+    from zoo.fit import fit_bags, fit_run
+    from zoo.heads.catalog import known_heads, load_head, spec
+    from zoo.recipe import Recipe, known_recipes, recipe
+    from zoo.report import write_report
+    from zoo.run import Run
+    from zoo.split import Split
+
+_HOMES = {
+    "Bags": "zoo.bags",
+    "Recipe": "zoo.recipe",
+    "Run": "zoo.run",
+    "Split": "zoo.split",
+    "compare": "zoo.compare",
+    "ensemble": "zoo.ensemble",
+    "fit_bags": "zoo.fit",
+    "fit_run": "zoo.fit",
+    "known_heads": "zoo.heads.catalog",
+    "known_recipes": "zoo.recipe",
+    "load_head": "zoo.heads.catalog",
+    "recipe": "zoo.recipe",
+    "spec": "zoo.heads.catalog",
+    "write_report": "zoo.report",
+}
+__all__ = [
+    "Bags",
+    "Recipe",
+    "Run",
+    "Split",
+    "compare",
+    "ensemble",
+    "fit_bags",
+    "fit_run",
+    "known_heads",
+    "known_recipes",
+    "load_head",
+    "recipe",
+    "spec",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first asked for: ``import zoo`` stays quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,1 +1,3 @@
-"""Images in: readers, tissue, patches."""
+"""From a file to patches: readers, tissue filter, patches."""
+
+from __future__ import annotations

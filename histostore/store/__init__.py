@@ -1,1 +1,10 @@
-"""The store: feature sets, fragments, views of them."""
+"""The store: put embeddings in once, get them out whole."""
+
+from __future__ import annotations
+
+from histostore.store.features import Bag, FeatureSet
+from histostore.store.fragment import Fragment
+from histostore.store.loading import Loaded
+from histostore.store.reader import Store, open_store
+
+__all__ = ["Bag", "FeatureSet", "Fragment", "Loaded", "Store", "open_store"]

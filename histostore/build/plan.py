@@ -1,0 +1,112 @@
+"""What a build has to do, decided without reading a pixel."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from histostore.files import Source
+
+__all__ = ["UNIT_IMAGES", "BuildPlan", "Unit", "plan_build"]
+
+UNIT_IMAGES = 64
+"""Images per work unit: the most that one fragment holds, and one Dask task."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unit:
+    """A batch of images that lack the same views: one task, one fragment as a rule."""
+
+    rows: tuple[int, ...]
+    """Rows of the cohort."""
+
+    views: tuple[str, ...]
+    """Views that all of them lack."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildPlan:
+    """Cohort minus committed."""
+
+    units: tuple[Unit, ...]
+    """The work, in the order of the cohort."""
+
+    n_images: int
+    """Images in the cohort."""
+
+    changed: tuple[str, ...]
+    """Committed images whose source is no longer what was read: reported, not re-read."""
+
+    @property
+    def n_todo(self) -> int:
+        """How many images lack a view."""
+        return sum(len(unit.rows) for unit in self.units)
+
+    @property
+    def n_done(self) -> int:
+        """How many images lack nothing."""
+        return self.n_images - self.n_todo
+
+
+def plan_build(
+    image_ids: Sequence[str],
+    committed: Collection[tuple[str, str]],
+    views: tuple[str, ...],
+    *,
+    sources: Mapping[str, Source] | None = None,
+    recorded: Mapping[str, Source] | None = None,
+    unit_images: int = UNIT_IMAGES,
+) -> BuildPlan:
+    """Subtract what is committed from what is wanted.
+
+    Parameters
+    ----------
+    image_ids
+        The cohort, one id a row.
+    committed
+        Pairs ``(image_id, view)`` that the feature set holds.
+    views
+        Views wanted of every image.
+    sources, recorded
+        Sources by image id, as they are now and as they were when embedded; an image whose
+        two differ is listed in :attr:`BuildPlan.changed`.
+    unit_images
+        The most images in one unit.
+
+    Examples
+    --------
+    >>> plan = plan_build(["a", "b", "c"], {("b", "identity")}, ("identity",))
+    >>> [unit.rows for unit in plan.units], plan.n_done
+    ([(0, 2)], 1)
+    """
+    rows_by_lack: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for row, image_id in enumerate(image_ids):
+        lacking = tuple(view for view in views if (image_id, view) not in committed)
+        if lacking:
+            rows_by_lack[lacking].append(row)
+    units = [
+        Unit(rows=tuple(rows[start : start + unit_images]), views=lacking)
+        for lacking, rows in rows_by_lack.items()
+        for start in range(0, len(rows), unit_images)
+    ]
+    return BuildPlan(
+        units=tuple(sorted(units, key=lambda unit: unit.rows)),
+        n_images=len(image_ids),
+        changed=_changed(image_ids, sources or {}, recorded or {}),
+    )
+
+
+def _changed(
+    image_ids: Sequence[str], sources: Mapping[str, Source], recorded: Mapping[str, Source]
+) -> tuple[str, ...]:
+    """Ids whose source differs from the recorded one; moving a file is no change."""
+    return tuple(
+        image_id
+        for image_id in image_ids
+        if (now := sources.get(image_id)) and (then := recorded.get(image_id))
+        if (now.size, now.version) != (then.size, then.version)
+    )

@@ -1,0 +1,254 @@
+"""The default encoder: 275 classical measures of colour and texture, no weights needed.
+
+Kather et al. (2016), *Multi-class texture analysis in colorectal cancer histology*, told
+tissues apart with a set of the same kind. A patch gives, in this order (see
+:data:`FEATURE_NAMES`):
+
+=======  ==============================================================================
+colour   63: mean, sd, skewness, excess kurtosis and percentiles 5, 25, 50, 75, 95 of
+         haematoxylin, eosin, DAB (Ruifrok and Johnston 2001), L, a, b, and grey
+lbp      108: uniform local binary patterns (Ojala et al. 2002) on circles (8, 1), (16, 2),
+         (24, 4), on the two images
+glcm     80: mean and sd over four angles of five properties of the grey-level
+         co-occurrence (Haralick et al. 1973), 16 levels, distances 1, 2, 4, 8 px
+power    24: log power density in 12 rings of spatial frequency up to Nyquist
+=======  ==============================================================================
+
+The two images are grey, and haematoxylin stretched between its 1st and 99th percentile, both
+in 8 bits. Radii and distances are in pixels and rings in cycles per pixel: patches of one
+physical resolution compare whatever their size, but for what lies at their border (black
+outside, for lbp) and rings that small patches leave empty (below 24 px). Patches that differ
+in µm per px do not compare.
+
+All measures are the same for a patch turned by 90 degrees or flipped, to rounding.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histostore.encoders import _texture_glcm as glcm
+from histostore.encoders import _texture_lbp as lbp
+from histostore.encoders import _texture_spectrum as spectrum
+from histostore.encoders._texture_colour import CHANNELS, channels, rescale
+from histostore.encoders._texture_moments import MOMENTS, PERCENTILES, summaries
+from histostore.encoders.base import EncoderIdentity
+from histostore.errors import EncoderError, OptionError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from histostore.encoders.base import Encoder
+
+__all__ = ["FEATURE_NAMES", "TextureEncoder", "load"]
+
+_IMAGES = ("grey", "H")
+_BATCH_SIZE = 128
+_LARGEST_TASK = 8  # patches handed to a thread at once
+
+_DISTANCES = np.array(glcm.DISTANCES, np.int64)
+_CIRCLES = np.array([points for points, _ in lbp.CIRCLES], np.int64)
+
+
+def _names() -> tuple[str, ...]:
+    """Name every feature, in order."""
+    shown = [*MOMENTS, *(f"p{percent:02d}" for percent in PERCENTILES[1:-1])]
+    colour = [f"colour.{channel}.{what}" for channel in CHANNELS for what in shown]
+    patterns = [
+        f"lbp.{image}.r{radius}.{kind}"
+        for image in _IMAGES
+        for points, radius in lbp.CIRCLES
+        for kind in (*(f"ones{ones}" for ones in range(points + 1)), "other")
+    ]
+    pairs = [
+        f"glcm.{image}.d{distance}.{what}.{over}"
+        for image in _IMAGES
+        for distance in glcm.DISTANCES
+        for what in glcm.PROPERTIES
+        for over in ("mean", "sd")
+    ]
+    power = [f"power.{image}.ring{ring}" for image in _IMAGES for ring in range(spectrum.N_BANDS)]
+    return (*colour, *patterns, *pairs, *power)
+
+
+FEATURE_NAMES: tuple[str, ...] = _names()
+"""``family.image.detail`` of each feature, as in ``glcm.grey.d2.contrast.mean``."""
+
+_PREPROCESSING: dict[str, Any] = {
+    "version": 1,
+    "colour": {
+        "channels": list(CHANNELS),
+        "moments": list(MOMENTS),
+        "percentiles": list(PERCENTILES[1:-1]),
+    },
+    "images": {"grey": "8 bit", "H": "8 bit between percentiles 1 and 99"},
+    "lbp": {"circles": [list(circle) for circle in lbp.CIRCLES], "method": "uniform"},
+    "glcm": {
+        "levels": 16,
+        "distances": list(glcm.DISTANCES),
+        "angles": [0, 45, 90, 135],
+        "properties": list(glcm.PROPERTIES),
+    },
+    "power": {"rings": spectrum.N_BANDS},
+}
+
+
+def _encode_patch(patch: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Describe one contiguous patch ``(y, x, 3)``; 275 values in the order of their names."""
+    size = patch.shape[0]
+    planes = np.empty((len(CHANNELS), size * size))
+    images = np.empty((len(_IMAGES), size, size), np.uint8)
+    channels(patch, planes, images[0])
+    summary = summaries(planes)  # (channel, moments + percentiles)
+    n_moments = len(MOMENTS)
+    rescale(planes[0], summary[0, n_moments], summary[0, -1], images[1])
+    corner, weight = lbp.sampling()
+    patterns = np.empty((len(_IMAGES), sum(lbp.N_PATTERNS)))
+    for image, out in zip(images, patterns, strict=True):
+        lbp.histograms(image, corner, weight, _CIRCLES, out)
+    shown = np.delete(summary, [n_moments, summary.shape[1] - 1], axis=1)
+    pairs = [glcm.properties(image, _DISTANCES).ravel() for image in images]
+    return np.concatenate(
+        [shown.ravel(), patterns.ravel(), *pairs, spectrum.log_power(images).ravel()]
+    )
+
+
+def _encode_some(patches: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    """Fill the rows ``out`` with the features of ``patches``."""
+    for patch, row in zip(patches, out, strict=True):
+        # A copy always: kernels are compiled for contiguous, writable arrays alone.
+        row[:] = _encode_patch(np.array(patch, np.uint8, order="C"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextureEncoder:
+    """Colour and texture of patches; see the module for what is measured.
+
+    It holds no state: copies and threads may share it.
+    """
+
+    batch_size: int = _BATCH_SIZE
+    """Patches it likes to see at once."""
+
+    threads: int = 1
+    """How many patches it works on at the same time; no bit of the result depends on it."""
+
+    @property
+    def identity(self) -> EncoderIdentity:
+        """What decides its vectors."""
+        return EncoderIdentity(name="texture", preprocessing=_PREPROCESSING)
+
+    @property
+    def n_features(self) -> int:
+        """Width of its vectors, 275."""
+        return len(FEATURE_NAMES)
+
+    def encode(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Turn patches into vectors.
+
+        Parameters
+        ----------
+        patches
+            ``(patch, y, x, 3)``, uint8 RGB, square, any strides; 24 px and more fill all
+            features with meaning, smaller ones work.
+
+        Returns
+        -------
+        embedding
+            ``(patch, 275)``, float32, finite; row *i* depends on patch *i* alone.
+
+        Raises
+        ------
+        OptionError
+            If the array is of another type or shape.
+        """
+        _check_patches(patches)
+        out = np.empty((len(patches), self.n_features), np.float32)
+        # Several tasks per thread, so that the last ones end at about the same time.
+        step = min(max(len(patches) // (4 * self.threads), 1), _LARGEST_TASK)
+        parts = [slice(start, start + step) for start in range(0, len(patches), step)]
+        if self.threads == 1 or len(parts) < 2:
+            _encode_some(patches, out)
+            return out
+        with ThreadPoolExecutor(min(self.threads, len(parts))) as pool:
+            for _ in pool.map(lambda part: _encode_some(patches[part], out[part]), parts):
+                pass  # so that an error in a thread is raised here
+        return out
+
+
+def _check_patches(patches: NDArray[np.uint8]) -> None:
+    """Refuse what is not a batch of square 8-bit RGB patches."""
+    shape, dtype = patches.shape, patches.dtype
+    if dtype != np.uint8:
+        raise OptionError(f"texture takes uint8 patches, not {dtype}; convert them to 0..255")
+    if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or shape[1] == 0:
+        raise OptionError(f"texture takes square patches (patch, y, x, 3), not shape {shape}")
+
+
+def load(
+    *,
+    weights: str | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    threads: int | None = None,
+    precision: str = "float32",
+) -> Encoder:
+    """Give the texture encoder.
+
+    Parameters
+    ----------
+    weights
+        Must be left out: there are none.
+    device
+        ``auto`` or ``cpu``.
+    batch_size
+        Patches per call of ``encode``; default 128.
+    threads
+        Patches worked on at the same time; default as many as this process may use cores.
+    precision
+        ``float32`` only: of the result; sums are in double precision or in integers.
+
+    Returns
+    -------
+    encoder
+        Its machine code is compiled at the first use on a machine, in some seconds, then read
+        from disk.
+
+    Raises
+    ------
+    EncoderError
+        If weights, another device or another precision are asked for.
+    OptionError
+        If ``batch_size`` or ``threads`` is below one.
+
+    Examples
+    --------
+    >>> encoder = load(threads=1)
+    >>> encoder.n_features, FEATURE_NAMES[0]
+    (275, 'colour.H.mean')
+    """
+    if weights is not None:
+        raise EncoderError("texture needs no weights; leave them out")
+    if device not in {"auto", "cpu"}:
+        raise EncoderError(f"texture runs on the CPU, not on {device}; use device auto or cpu")
+    if precision != "float32":
+        raise EncoderError(f"texture gives float32, not {precision}; leave the precision out")
+    for name, value in (("batch_size", batch_size), ("threads", threads)):
+        if value is not None and value < 1:
+            raise OptionError(f"{name} is {value}; it must be 1 or more")
+    return TextureEncoder(
+        batch_size=_BATCH_SIZE if batch_size is None else batch_size,
+        threads=_available_cores() if threads is None else threads,
+    )
+
+
+def _available_cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

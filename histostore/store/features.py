@@ -1,0 +1,333 @@
+"""A feature set: everything that was computed in one way, as rows, bags or a data set."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histostore.errors import FormatError, NotFound, OptionError
+from histostore.files import Source
+from histostore.store.layout import build_path, builds_folder, fragments_folder, metadata_path
+from histostore.store.layout import fragment_folder as folder_of
+from histostore.store.loading import Loaded, load_array, plan_load
+from histostore.store.record import parse_record
+from histostore.store.snapshot import Index, Snapshot
+from histostore.store.writer import commit_fragment, put_build
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import xarray as xr
+    from numpy.typing import NDArray
+
+    from histostore.spec import FeatureSpec
+    from histostore.store.backend import Backend
+    from histostore.store.fragment import Fragment
+    from histostore.store.loading import LoadPlan
+    from histostore.store.record import Record
+
+__all__ = ["Bag", "FeatureSet", "Sources"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Bag:
+    """One image's patches as a head sees them."""
+
+    image_id: str
+    """Which image."""
+
+    embedding: NDArray[Any]
+    """``(patch, feature)``, in the stored dtype."""
+
+    coords: NDArray[np.int32]
+    """``(patch, 2)`` int32: x and y of the top-left corner in level-0 pixels."""
+
+    tissue: NDArray[np.float32]
+    """``(patch,)`` float32: share of tissue, 0 to 1."""
+
+    def __len__(self) -> int:
+        return len(self.embedding)
+
+
+class FeatureSet:
+    """What a store holds of one specification, as it was when it was opened.
+
+    Fragments that others commit later are seen after :meth:`refresh`; those committed
+    through this object are seen at once. Safe to share by threads.
+    """
+
+    def __init__(self, backend: Backend, spec: FeatureSpec, *, writable: bool) -> None:
+        self._backend = backend
+        self._writable = writable
+        self._lock = threading.Lock()
+        self._state = Snapshot(())
+        self.spec = spec
+        self.name = spec.name
+        self.refresh()
+
+    def __repr__(self) -> str:
+        return (
+            f"<FeatureSet {self.name}: {len(self.image_ids)} images, "
+            f"{len(self.fragments)} fragments at {self._backend.url}>"
+        )
+
+    @property
+    def fragments(self) -> tuple[Record, ...]:
+        """Commit records of all fragments, sorted by id."""
+        return self._state.records
+
+    @property
+    def index(self) -> Index:
+        """What is committed: (image id, augmentation) to (fragment, row slice)."""
+        return Index(self._state)
+
+    @property
+    def image_ids(self) -> tuple[str, ...]:
+        """Images with at least one view, in order of commitment."""
+        return self._state.image_ids
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """Views that at least one image has."""
+        return self._state.augmentations
+
+    @property
+    def sources(self) -> Sources:
+        """Where each image came from, and what its file was like: image id to Source."""
+        return Sources(self._state)
+
+    @property
+    def snapshot(self) -> str:
+        """Digest over the ids of the committed fragments, 64 hexadecimal digits."""
+        return self._state.digest
+
+    def refresh(self) -> None:
+        """Look again at what is committed: one listing, and one read per new fragment.
+
+        Raises
+        ------
+        FormatError
+            If a commit record is not one, or of another feature set; names the fragment.
+        VersionError
+            If a newer format wrote it.
+        StorageError
+            If the storage refuses.
+        """
+        known = {record.fragment_id: record for record in self._state.records}
+        names = self._backend.names(fragments_folder(self.name))
+        fresh = [name for name in names if name not in known]
+        contents = self._backend.read_many(
+            [metadata_path(folder_of(self.name, name)) for name in fresh]
+        )
+        digest = self.spec.digest
+        for name, content in zip(fresh, contents, strict=True):
+            record = None if content is None else parse_record(content, name, feature_set=digest)
+            if record is not None:
+                self._check_embedding(record)
+                known[name] = record
+        with self._lock:
+            known.update((record.fragment_id, record) for record in self._state.records)
+            self._state = Snapshot(known.values())
+
+    def _check_embedding(self, record: Record) -> None:
+        layout = record.arrays["embedding"]
+        found = (layout.shape[2], layout.kind)
+        if found != (self.spec.n_features, self.spec.dtype):
+            raise FormatError(
+                f"fragment {record.fragment_id}: its embedding has {found[0]} features as "
+                f"{found[1]}, the feature set {self.spec.n_features} as {self.spec.dtype}"
+            )
+
+    def commit(
+        self, fragment: Fragment, provenance: Mapping[str, Any], *, codec: str = "none"
+    ) -> str:
+        """Write a fragment and make it count; give its id.
+
+        Parameters
+        ----------
+        fragment
+            Embeddings in this feature set.
+        provenance
+            JSON values that say how it came about.
+        codec
+            ``none``, or ``zstd``: a tenth smaller, several times slower to read.
+
+        Raises
+        ------
+        OptionError
+            If the fragment does not fit the feature set, or the store is open for reading.
+        StorageError
+            If the storage refuses; nothing of the fragment counts then.
+        """
+        self._check_writable()
+        record = commit_fragment(
+            self._backend, self.spec, fragment, provenance=provenance, codec=codec
+        )
+        with self._lock:
+            self._state = self._state.with_record(record)
+        return record.fragment_id
+
+    def record_build(self, document: Mapping[str, Any]) -> str:
+        """Keep what one build did and could not do; give its id.
+
+        Raises
+        ------
+        OptionError
+            If the document is not JSON, or the store is open for reading.
+        StorageError
+            If the storage refuses.
+        """
+        self._check_writable()
+        return put_build(self._backend, self.name, document)
+
+    def _check_writable(self) -> None:
+        if not self._writable:
+            raise OptionError(
+                f"{self._backend.url} is open for reading; open it with mode='a' to write"
+            )
+
+    def builds(self) -> list[dict[str, Any]]:
+        """Read the records of all builds, in the order in which they ended.
+
+        Raises
+        ------
+        FormatError
+            If one is not JSON.
+        """
+        ids = [name.removesuffix(".json") for name in self._backend.names(builds_folder(self.name))]
+        contents = self._backend.read_many([build_path(self.name, build_id) for build_id in ids])
+        documents = []
+        for build_id, content in zip(ids, contents, strict=True):
+            try:
+                documents.append(json.loads(content or b""))
+            except ValueError as error:
+                raise FormatError(f"record of build {build_id} is not JSON: {error}") from error
+        return documents
+
+    def load(
+        self, image_ids: Iterable[str] | None = None, augmentation: str = "identity"
+    ) -> Loaded:
+        """Read many images into memory, by whole chunks, every checksum verified.
+
+        Parameters
+        ----------
+        image_ids
+            Which images, in which order; all that have the view, in order of commitment,
+            if None.
+        augmentation
+            The view.
+
+        Returns
+        -------
+        loaded
+            Rows of all images in one array.
+
+        Raises
+        ------
+        NotFound
+            If an image, or the view, is not there; names what is near.
+        CorruptError
+            If stored bytes fail their checksum; names fragment, array and chunk.
+        """
+        state = self._state
+        plan = self._plan(state, image_ids, augmentation)
+        read = partial(load_array, self._backend, self.name, plan)
+        return Loaded(
+            embedding=read("embedding"),
+            offset=plan.offset,
+            image_ids=plan.image_ids,
+            read_column=read,
+        )
+
+    def bag(self, image_id: str, augmentation: str = "identity") -> Bag:
+        """Read one image's patches.
+
+        For many images, :meth:`load` is faster by orders of magnitude: it reads each chunk once.
+
+        Raises
+        ------
+        NotFound, CorruptError
+            As :meth:`load`.
+        """
+        loaded = self.load([image_id], augmentation)
+        return Bag(
+            image_id=image_id,
+            embedding=loaded.embedding,
+            coords=loaded.coords,
+            tissue=loaded.tissue,
+        )
+
+    def to_xarray(self, augmentation: str = "identity") -> xr.Dataset:
+        """Give all images that have a view as one lazy data set.
+
+        ``embedding (patch, feature)`` is a dask array of which nothing is read yet, one
+        block per stored chunk; ``image_id``, ``y``, ``x`` and ``tissue`` stand along
+        ``patch``, in memory. Images and places are selected by label::
+
+            ds.sel(image_id="image-7")
+            ds.sel(image_id=["image-7", "image-9"])
+            ds.sel(image_id="image-7", y=512, x=256)
+            ds.sel(y=slice(0, 1024))
+
+        Raises
+        ------
+        NotFound
+            If no image has the view.
+        """
+        from histostore.store.dataset import lazy_dataset
+
+        plan = self._plan(self._state, None, augmentation)
+        return lazy_dataset(self._backend, self.name, plan)
+
+    def _plan(
+        self, state: Snapshot, image_ids: Iterable[str] | None, augmentation: str
+    ) -> LoadPlan:
+        places = state.places(augmentation)
+        if not places:
+            there = ", ".join(state.augmentations) or "no fragment yet"
+            raise NotFound(f"{self.name} holds no view {augmentation!r}; it holds {there}")
+        chosen = tuple(places if image_ids is None else image_ids)
+        missing = [image_id for image_id in chosen if image_id not in places]
+        if missing:
+            raise NotFound(_missing(self.name, missing, augmentation, state))
+        return plan_load(state, chosen, augmentation)
+
+
+def _missing(name: str, missing: list[str], augmentation: str, state: Snapshot) -> str:
+    """Say which images are not there, and what their ids may have been meant to be."""
+    first = missing[0]
+    others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    if first in state.image_ids:
+        views = ", ".join(view for view in state.augmentations if first in state.places(view))
+        return f"{name} holds image {first!r}{others} not in view {augmentation!r}; in {views}"
+    near = difflib.get_close_matches(str(first), state.image_ids, n=3, cutoff=0.5)
+    hint = "nearest: " + ", ".join(map(repr, near)) if near else f"it holds {len(state.image_ids)}"
+    return f"{name} holds no image {first!r}{others}; {hint}"
+
+
+class Sources(Mapping[str, Source]):
+    """Image id to the source that the first fragment holding the image recorded."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._first: dict[str, tuple[int, int]] = {}
+        self._records = snapshot.records
+        for at, record in enumerate(snapshot.records):
+            for image, image_id in enumerate(record.image_ids):
+                self._first.setdefault(image_id, (at, image))
+
+    def __getitem__(self, image_id: str) -> Source:
+        at, image = self._first[image_id]
+        return self._records[at].source(image)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._first)
+
+    def __len__(self) -> int:
+        return len(self._first)

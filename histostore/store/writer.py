@@ -1,0 +1,175 @@
+"""Committing a fragment: all its objects, made durable, and then one put that makes it count.
+
+Killed at any instant before that put, a writer leaves objects that no reader looks at; after
+it, the fragment is whole. Nothing is ever written in place, and no lock is held, so any
+number of writers may commit at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any
+
+import google_crc32c
+
+from histostore.errors import HistostoreError, OptionError
+from histostore.store.encoding import encoders
+from histostore.store.layout import build_path, fragment_folder, join, metadata_path, new_id
+from histostore.store.record import Record, StoredObject, encode_record, parse_record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from concurrent.futures import Future
+
+    from histostore.spec import FeatureSpec
+    from histostore.store.backend import Backend
+    from histostore.store.fragment import Fragment
+
+__all__ = ["commit_fragment", "put_build", "put_feature_set", "put_store"]
+
+logger = logging.getLogger(__name__)
+
+
+def put_store(backend: Backend) -> None:
+    """Put the metadata that makes a URL a store."""
+    backend.put(metadata_path(), _group({"format": 1}))
+
+
+def put_feature_set(backend: Backend, spec: FeatureSpec) -> None:
+    """Put the metadata of a feature set; two writers put the same bytes."""
+    attributes = {"format": 1, "spec": spec.to_json(), "digest": spec.digest}
+    backend.put(metadata_path(spec.name), _group(attributes))
+
+
+def _group(attributes: Mapping[str, Any]) -> bytes:
+    document = {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": {"histostore": dict(attributes)},
+    }
+    return json.dumps(document, sort_keys=True, indent=2, allow_nan=False).encode()
+
+
+def put_build(backend: Backend, feature_set: str, document: Mapping[str, Any]) -> str:
+    """Put the record of a build; give its id.
+
+    Raises
+    ------
+    OptionError
+        If the document is not JSON.
+    """
+    build_id = new_id()
+    backend.put(build_path(feature_set, build_id), _json(document, "the record of a build"))
+    return build_id
+
+
+def commit_fragment(
+    backend: Backend,
+    spec: FeatureSpec,
+    fragment: Fragment,
+    *,
+    provenance: Mapping[str, Any],
+    codec: str = "none",
+) -> Record:
+    """Write a fragment and make it count.
+
+    Parameters
+    ----------
+    backend
+        Where the store lies.
+    spec
+        The feature set's specification; dtype and width must be the fragment's.
+    fragment
+        What to commit.
+    provenance
+        JSON values that say how it came about.
+    codec
+        ``none`` or ``zstd``.
+
+    Returns
+    -------
+    record
+        What a reader will find.
+
+    Raises
+    ------
+    OptionError
+        If the fragment does not fit the feature set, or the provenance is not JSON.
+    StorageError
+        If the storage refuses; then the fragment does not count.
+    """
+    _check(fragment, spec)
+    _json(provenance, "the provenance of a fragment")
+    fragment_id = new_id()
+    folder = fragment_folder(spec.name, fragment_id)
+    metadata: dict[str, Any] = {}
+    objects: dict[str, StoredObject] = {}
+    try:
+        with ThreadPoolExecutor(backend.threads) as pool:
+            writes: set[Future[None]] = set()
+            for path, content in _objects(fragment, codec, metadata):
+                objects[path] = StoredObject(n_bytes=len(content), crc32c=_crc32c(content))
+                writes.add(pool.submit(backend.write, join(folder, path), content))
+                # At most one object per thread is held: memory does not grow with the fragment.
+                if len(writes) >= backend.threads:
+                    writes = _settled(writes, FIRST_COMPLETED)
+            _settled(writes, "ALL_COMPLETED")
+        backend.settle(join(folder, path) for path in objects)
+    except BaseException:
+        # The record has not been put, so nobody can have seen these.
+        backend.discard([join(folder, path) for path in objects])
+        raise
+    content = encode_record(
+        fragment,
+        fragment_id,
+        feature_set=spec.digest,
+        metadata=metadata,
+        objects=objects,
+        provenance=provenance,
+    )
+    record = parse_record(content, fragment_id, feature_set=spec.digest)
+    if record is None:
+        raise HistostoreError(f"fragment {fragment_id}: its own commit record is not one")
+    # If this put fails, it may still have happened: the objects stay, for gc to judge.
+    backend.put(metadata_path(folder), content)
+    logger.info("committed fragment %s of %s: %d images", fragment_id, spec.name, fragment.n_images)
+    return record
+
+
+def _objects(
+    fragment: Fragment, codec: str, metadata: dict[str, Any]
+) -> Iterator[tuple[str, bytes]]:
+    """Yield every object but the record; fill in the metadata of each array on the way."""
+    for encoder in encoders(fragment, codec=codec):
+        metadata[encoder.name] = encoder.metadata
+        yield from encoder.objects()
+
+
+def _settled(writes: set[Future[None]], when: str) -> set[Future[None]]:
+    """Wait, raise what a write has raised, and give the writes that still run."""
+    done, running = wait(writes, return_when=when)
+    for write in done:
+        write.result()
+    return running
+
+
+def _check(fragment: Fragment, spec: FeatureSpec) -> None:
+    found = (fragment.n_features, str(fragment.embedding.dtype))
+    if found != (spec.n_features, spec.dtype):
+        raise OptionError(
+            f"the fragment holds {found[0]} features as {found[1]}; "
+            f"feature set {spec.name} has {spec.n_features} as {spec.dtype}"
+        )
+
+
+def _json(document: Mapping[str, Any], subject: str) -> bytes:
+    try:
+        return json.dumps(dict(document), allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"{subject} is not JSON: {error}") from error
+
+
+def _crc32c(content: bytes) -> str:
+    return f"{google_crc32c.value(content):08x}"

@@ -1,0 +1,214 @@
+"""Data sets: their layouts become tables, anything else is refused with what was found."""
+
+from __future__ import annotations
+
+import fsspec
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from histostore.cohort import Cohort
+from histostore.datasets import bach, breakhis, folder, lymphoma, write_cohort
+from histostore.errors import CohortError, StorageError
+
+
+def plant(root, *names):
+    """Make empty files below a folder."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def test_sub_folders_are_classes_and_rows_are_in_natural_order(tmp_path):
+    plant(
+        tmp_path,
+        *("b/10.png", "b/2.png", "a/x.TIF", "a/deep/1.svs", "a/.hidden.png", ".git/1.png"),
+        *("a/Thumbs.db", "a/.DS_Store", "notes.txt"),
+    )
+    frame = folder(tmp_path)
+    assert frame["image_id"].tolist() == ["a/deep/1", "a/x", "b/2", "b/10"]
+    assert frame["label"].tolist() == ["a", "a", "b", "b"]
+    assert frame["path"].tolist()[2] == f"{tmp_path}/b/2.png"
+    assert list(frame.columns) == ["image_id", "path", "label"]
+
+
+def test_images_that_differ_in_their_ending_alone_keep_it(tmp_path):
+    frame = folder(plant(tmp_path, "a/1.png", "a/1.jpg", "a/1.png.tif", "b/2.png"))
+    assert frame["image_id"].tolist() == ["a/1.jpg", "a/1.png", "a/1.png.tif", "b/2.png"]
+
+
+@given(
+    names=st.sets(
+        st.tuples(
+            st.sampled_from("abc"),
+            st.text("12é .", min_size=1, max_size=3),
+            st.sampled_from([".png", ".tif", ".ome.tif", ".JPG"]),
+        ),
+        min_size=1,
+    )
+)
+def test_a_folder_written_as_a_table_is_a_cohort(names, tmp_path_factory):
+    root = tmp_path_factory.mktemp("set")
+    files = [f"{label}/x{name}{end}" for label, name, end in names]
+    plant(root, *files)
+    table = write_cohort(folder(root), root / "cohort.csv")
+    cohort = Cohort.read(table)
+    assert sorted(cohort.column("path")) == sorted(files)
+    assert sorted(cohort.urls) == sorted(f"{root}/{name}" for name in files)
+
+
+@pytest.mark.parametrize("read", [folder, breakhis, bach, lymphoma])
+def test_an_absent_or_empty_folder_is_refused(read, tmp_path):
+    with pytest.raises(CohortError, match="there is no such folder"):
+        read(tmp_path / "absent")
+    with pytest.raises(CohortError, match=r"no image in it \(found: nothing\)"):
+        read(tmp_path)
+    plant(tmp_path, "a/slide.czi", "readme")
+    with pytest.raises(CohortError, match=r"no image in it \(found: .czi, files without"):
+        read(tmp_path)
+
+
+def test_a_layout_without_classes_is_refused_with_every_finding(tmp_path):
+    plant(tmp_path, "1.png", "2.png", "a/3.png", "b/4.czi")
+    with pytest.raises(CohortError, match="3 problems") as caught:
+        folder(tmp_path)
+    assert caught.value.problems == (
+        "1.png lies in no class folder",
+        "2.png lies in no class folder",
+        "folder 'b' holds no image, but .czi",
+    )
+
+
+def test_lymphoma_wants_its_three_folders(tmp_path):
+    plant(tmp_path, "CLL/1.png", "FL/1.png", "DLBCL/1.png")
+    with pytest.raises(CohortError, match="found CLL, DLBCL, FL"):
+        lymphoma(tmp_path)
+
+
+def test_breakhis_names_are_taken_apart(tmp_path):
+    deep = "breast/malignant/SOB/ductal_carcinoma/SOB_M_DC_14-2523/40X"
+    plant(
+        tmp_path, "SOB_B_A-14-22549AB-40-001.png", f"{deep}/SOB_M_DC-14-2523-400-010.png", "x.txt"
+    )
+    assert breakhis(tmp_path).to_dict("records") == [
+        {
+            "image_id": "SOB_B_A-14-22549AB-40-001",
+            "path": f"{tmp_path}/SOB_B_A-14-22549AB-40-001.png",
+            "label": "benign",
+            "patient_id": "14-22549AB",
+            "subtype": "adenosis",
+            "magnification": "40",
+            "year": "2014",
+            "sequence": "001",
+        },
+        {
+            "image_id": "SOB_M_DC-14-2523-400-010",
+            "path": f"{tmp_path}/{deep}/SOB_M_DC-14-2523-400-010.png",
+            "label": "malignant",
+            "patient_id": "14-2523",
+            "subtype": "ductal-carcinoma",
+            "magnification": "400",
+            "year": "2014",
+            "sequence": "010",
+        },
+    ]
+
+
+def test_other_names_are_no_breakhis(tmp_path):
+    plant(
+        tmp_path, "SOB_M_A-14-2523-40-001.png", "SOB_B_XX-14-1-40-001.png", "SOB_B_A-14-1-40-1.png"
+    )
+    with pytest.raises(CohortError) as caught:
+        breakhis(tmp_path)
+    assert [text.split(":")[0] for text in caught.value.problems] == [
+        "SOB_B_XX-14-1-40-001.png",  # no such subtype
+        "SOB_M_A-14-2523-40-001.png",  # adenosis is benign
+    ]
+
+
+BACH = ("Benign/b001.tif", "InSitu/is001.tif", "Invasive/iv001.tif", "Normal/n001.tif")
+
+
+@pytest.mark.parametrize("above", ["", "Photos/"])
+def test_bach_is_read_from_its_folders(above, tmp_path):
+    plant(tmp_path, *(above + name for name in BACH))
+    frame = bach(tmp_path)
+    assert frame["image_id"].tolist() == ["b001", "is001", "iv001", "n001"]
+    assert frame["label"].tolist() == ["Benign", "InSitu", "Invasive", "Normal"]
+    assert set(frame["mpp"]) == {"0.42"}
+    assert "patient_id" not in frame
+
+
+def test_bach_is_read_from_its_table(tmp_path):
+    plant(tmp_path, "b001.tif", "n001.tif")
+    (tmp_path / "microscopy_ground_truth.csv").write_text("b001.tif,Benign\nn001.tif, Normal\n")
+    assert bach(tmp_path)["label"].tolist() == ["Benign", "Normal"]
+
+
+def test_bach_says_what_disagrees(tmp_path):
+    plant(tmp_path, *BACH, "x001.tif", "Other/o1.tif")
+    (tmp_path / "microscopy_ground_truth.csv").write_text("b001.tif,Normal\n")
+    with pytest.raises(CohortError) as caught:
+        bach(tmp_path)
+    assert caught.value.problems == (
+        "Benign/b001.tif: the table says Normal",
+        "Other/o1.tif: class Other; expected Benign, InSitu, Invasive, Normal",
+        "x001.tif: in no class folder, and in no *ground_truth.csv",
+    )
+
+
+def test_a_table_elsewhere_holds_absolute_paths(tmp_path):
+    plant(tmp_path / "images", "a/1.png")
+    (tmp_path / "tables").mkdir()
+    table = write_cohort(folder(tmp_path / "images"), tmp_path / "tables" / "cohort.csv")
+    assert Cohort.read(table).column("path").tolist() == [f"{tmp_path}/images/a/1.png"]
+    above = write_cohort(folder(tmp_path / "images"), tmp_path / "cohort.csv")
+    assert Cohort.read(above).column("path").tolist() == ["images/a/1.png"]
+
+
+def test_missing_values_are_empty_cells(tmp_path):
+    frame = pd.DataFrame({"image_id": ["a", "b"], "path": ["/a", "/b"], "label": ["x", None]})
+    cohort = Cohort.read(write_cohort(frame, tmp_path / "c.csv"), check_files=False)
+    assert cohort.column("label").tolist() == ["x", None]
+    assert frame["path"].tolist() == ["/a", "/b"]
+
+
+def test_a_table_that_cannot_be_written_leaves_nothing(tmp_path):
+    frame = folder(plant(tmp_path, "a/1.png"))
+    with pytest.raises(StorageError, match="no such file or folder"):
+        write_cohort(frame, tmp_path / "absent" / "cohort.csv")
+    (tmp_path / "cohort.csv").mkdir()
+    with pytest.raises(StorageError, match="irectory"):
+        write_cohort(frame, tmp_path / "cohort.csv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "cohort.csv"]
+
+
+def test_a_set_in_a_bucket_becomes_a_table_there():
+    fs = fsspec.filesystem("memory")
+    fs.pipe("/bucket-2/set/a/1.png", b"")
+    fs.pipe("/bucket-2/set/b/2.png", b"")
+    table = write_cohort(folder("memory://bucket-2/set"), "memory://bucket-2/cohort.csv")
+    cohort = Cohort.read(table)
+    assert cohort.column("path").tolist() == ["set/a/1.png", "set/b/2.png"]
+    assert cohort.column("label").tolist() == ["a", "b"]
+    fs.rm("/bucket-2", recursive=True)
+
+
+@pytest.mark.real
+def test_the_real_lymphoma_set(real_data, tmp_path):
+    cohort = Cohort.read(write_cohort(lymphoma(real_data / "lymphoma"), tmp_path / "c.csv"))
+    labels = cohort.column("label").tolist()
+    assert {name: labels.count(name) for name in set(labels)} == {"CLL": 113, "FL": 139, "MCL": 122}
+    assert cohort.image_ids[:3] == ("CLL/0", "CLL/1", "CLL/2")
+    assert not cohort.has("patient_id")
+
+
+@pytest.mark.real
+def test_the_real_breakhis_sample(real_data):
+    frame = breakhis(real_data / "breakhis-sample")
+    assert len(frame) == 12
+    assert frame["patient_id"].nunique() == 9
+    assert frame["subtype"].nunique() == 8
+    assert set(frame["magnification"]) == {"40", "100", "200", "400"}

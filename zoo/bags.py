@@ -1,0 +1,402 @@
+"""Bags: the patches of each image as a head sees them, with the image's label.
+
+All embeddings of a cohort lie in one flat ``(patch, feature)`` array with offsets, read from
+the store once. Choosing some bags (``bags[train]``) copies nothing until the embeddings of the
+choice are asked for.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from histostore.errors import NotFound, OptionError
+from histostore.files import public_url
+from zoo.errors import EmptyBag
+from zoo.labels import encode, named, objects
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from histostore.cohort import Cohort
+    from histostore.store import FeatureSet
+
+__all__ = ["Bag", "Bags"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Bag:
+    """One image's patches."""
+
+    embedding: NDArray[np.float32]
+    """Embeddings, ``(patch, feature)``."""
+    coords: NDArray[np.int32]
+    """Top-left corners ``(patch, 2)``, x then y, in level-0 pixels."""
+    label: int
+    """Index into ``Bags.classes``, or −1 where the image has no label."""
+    image_id: str
+    """The image's name in the cohort."""
+
+    def __len__(self) -> int:
+        return len(self.embedding)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Table:
+    """What all choices from one set of bags share."""
+
+    embedding: NDArray[np.float32]
+    offset: NDArray[np.int64]
+    coords: NDArray[np.int32]
+    image_ids: NDArray[np.object_]
+    patient_ids: NDArray[np.object_]
+    labels: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        n, rows = len(self.offset) - 1, len(self.embedding)
+        if self.embedding.ndim != 2 or n < 0 or self.offset[0] != 0 or self.offset[-1] != rows:
+            msg = (
+                "embedding must be (patch, feature) and offset run from 0 to its length, "
+                f"seen {self.embedding.shape=}, {self.offset[[0, -1][: n + 1]]=}"
+            )
+            raise OptionError(msg)
+        expected = {"coords": rows, "image_ids": n, "patient_ids": n, "labels": n}
+        for name, length in expected.items():
+            if len(getattr(self, name)) != length:
+                msg = f"{name} has {len(getattr(self, name))} entries where {length} are needed"
+                raise OptionError(msg)
+        empty = self.image_ids[np.diff(self.offset) <= 0]
+        if len(empty):
+            msg = f"{named(empty)} without any patch: leave out or build again"
+            raise EmptyBag(msg)
+
+
+class Bags:
+    """The labelled images of a cohort with their embeddings.
+
+    A sequence: ``bags[7]`` is a :class:`Bag`, ``bags[train]`` with a slice, an index array or a
+    boolean mask is again ``Bags``. With ``len`` and an integer index it is a map-style torch
+    data set as well (``DataLoader(bags, batch_size=None)`` yields :class:`Bag` by :class:`Bag`).
+
+    Parameters
+    ----------
+    features
+        Feature set of an open store.
+    cohort
+        Table of images. Images without a label are left out and counted in ``n_unlabelled``.
+    target
+        Column of the cohort that holds the label.
+    augmentation
+        View whose embeddings are read.
+
+    Raises
+    ------
+    OptionError
+        If the cohort has no such column.
+    NotFound
+        If labelled images have no embeddings in the feature set.
+    EmptyBag
+        If an image has no patch.
+    """
+
+    __slots__ = (
+        "_choice",
+        "_embedding",
+        "_table",
+        "augmentation",
+        "classes",
+        "n_unlabelled",
+        "source",
+        "target",
+    )
+
+    _embedding: NDArray[np.float32] | None
+    classes: tuple[str, ...]
+    """Names of the classes, sorted; ``labels`` index into it."""
+    n_unlabelled: int
+    """Images of the cohort that were left out because they have no label."""
+    target: str
+    """The cohort's column of labels."""
+    augmentation: str
+    """The view of the embeddings."""
+    source: dict[str, dict[str, Any]]
+    """Feature set and cohort as a run records them; empty for arrays."""
+
+    def __init__(
+        self,
+        features: FeatureSet,
+        cohort: Cohort,
+        target: str = "label",
+        augmentation: str = "identity",
+    ) -> None:
+        if not cohort.has(target):
+            columns = ", ".join(map(str, cohort.columns))
+            msg = f"{cohort.url} has no column {target!r}; its columns are {columns}"
+            raise OptionError(msg)
+        column = cohort.column(target)
+        labelled = np.array([value is not None for value in column], dtype=bool)
+        image_ids = objects(cohort.image_ids)[labelled]
+        table, classes = _read(
+            features,
+            image_ids,
+            patient_ids=objects(cohort.patient_ids)[labelled],
+            labels=list(column[labelled]),
+            augmentation=augmentation,
+        )
+        self._set(table, classes, target, augmentation)
+        self.n_unlabelled = int(np.count_nonzero(~labelled))
+        self.source = {
+            "store": {
+                "feature_set": features.name,
+                "snapshot": features.snapshot,
+                "spec": features.spec.to_json(),
+            },
+            "cohort": {"url": public_url(cohort.url)},
+        }
+
+    @classmethod
+    def unlabelled(
+        cls,
+        features: FeatureSet,
+        image_ids: Sequence[str] | None = None,
+        *,
+        classes: Sequence[str] = (),
+        augmentation: str = "identity",
+    ) -> Bags:
+        """Read images that are only to be predicted.
+
+        Parameters
+        ----------
+        features
+            Feature set of an open store.
+        image_ids
+            Images in the order wanted; all of the feature set where left out.
+        classes
+            Classes that a head will predict.
+        augmentation
+            View whose embeddings are read.
+        """
+        chosen = objects(features.image_ids if image_ids is None else image_ids)
+        table, _ = _read(
+            features, chosen, patient_ids=chosen, labels=None, augmentation=augmentation
+        )
+        return cls._new(table, tuple(classes), "", augmentation)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        embedding: ArrayLike,
+        offset: ArrayLike,
+        *,
+        labels: Sequence[str | None] | ArrayLike | None = None,
+        classes: Sequence[str] | None = None,
+        image_ids: Sequence[str] | None = None,
+        patient_ids: Sequence[str] | None = None,
+        coords: ArrayLike | None = None,
+    ) -> Bags:
+        """Make bags of arrays in memory.
+
+        Parameters
+        ----------
+        embedding
+            ``(patch, feature)``, turned into float32.
+        offset
+            ``(bag + 1,)``; rows of bag i are ``offset[i]:offset[i + 1]``.
+        labels
+            Class names (None: no label), or integers into ``classes`` (−1: no label).
+        classes
+            Names of the classes; the sorted names that occur where left out.
+        image_ids
+            Names; ``"0"``, ``"1"``, … where left out.
+        patient_ids
+            Patients; each image its own where left out.
+        coords
+            ``(patch, 2)`` x and y in pixels; zeros where left out.
+
+        Raises
+        ------
+        OptionError
+            If the arrays do not fit each other, or a label is not among the classes.
+        EmptyBag
+            If a bag has no row.
+
+        Examples
+        --------
+        >>> bags = Bags.from_arrays([[1.0], [2.0], [3.0]], [0, 1, 3], labels=["b", "a"])
+        >>> bags.classes, bags.labels.tolist(), bags.lengths.tolist()
+        (('a', 'b'), [1, 0], [1, 2])
+        >>> bags[[1]].embedding.ravel().tolist()
+        [2.0, 3.0]
+        """
+        rows = np.asarray(embedding, dtype=np.float32)
+        starts = np.asarray(offset, dtype=np.int64)
+        n = len(starts) - 1
+        names = objects(image_ids if image_ids is not None else [str(i) for i in range(n)])
+        codes, known = encode(labels, classes, n)
+        table = _Table(
+            embedding=rows,
+            offset=starts,
+            coords=np.asarray(np.zeros((len(rows), 2)) if coords is None else coords, np.int32),
+            image_ids=names,
+            patient_ids=names if patient_ids is None else objects(patient_ids),
+            labels=codes,
+        )
+        return cls._new(table, known, "label", "identity")
+
+    @classmethod
+    def _new(cls, table: _Table, classes: tuple[str, ...], target: str, augmentation: str) -> Bags:
+        bags = cls.__new__(cls)
+        bags._set(table, classes, target, augmentation)  # noqa: SLF001 (our own, just made)
+        return bags
+
+    def _set(self, table: _Table, classes: tuple[str, ...], target: str, augmentation: str) -> None:
+        self._table = table
+        self._choice = np.arange(len(table.labels), dtype=np.int64)
+        self._embedding = table.embedding
+        self.classes = classes
+        self.n_unlabelled = 0
+        self.target = target
+        self.augmentation = augmentation
+        self.source = {}
+
+    # ------------------------------------------------------------------ what is in them
+
+    @property
+    def embedding(self) -> NDArray[np.float32]:
+        """Embeddings of all bags one after the other, ``(patch, feature)`` float32."""
+        if self._embedding is None:
+            self._embedding = self._table.embedding[self._rows()]
+        return self._embedding
+
+    @property
+    def offset(self) -> NDArray[np.int64]:
+        """Rows of bag i are ``offset[i]:offset[i + 1]``; ``(bag + 1,)`` int64."""
+        return np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Patches per bag, ``(bag,)`` int64."""
+        return np.diff(self._table.offset)[self._choice]
+
+    @property
+    def coords(self) -> NDArray[np.int32]:
+        """Top-left corners ``(patch, 2)`` int32, x then y, level-0 pixels."""
+        return self._table.coords[self._rows()]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Index into ``classes`` per bag, −1 where there is no label; ``(bag,)`` int64."""
+        return self._table.labels[self._choice]
+
+    @property
+    def image_ids(self) -> tuple[str, ...]:
+        """Names of the images."""
+        return tuple(self._table.image_ids[self._choice])
+
+    @property
+    def patient_ids(self) -> tuple[str, ...]:
+        """Patients of the images."""
+        return tuple(self._table.patient_ids[self._choice])
+
+    @property
+    def n_features(self) -> int:
+        """Length of one embedding."""
+        return int(self._table.embedding.shape[1])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over image, patient and class of every bag, whatever their order."""
+        classes = (*self.classes, None)
+        rows = zip(self.image_ids, self.patient_ids, self.labels, strict=True)
+        told = sorted([image, patient, classes[label]] for image, patient, label in rows)
+        text = json.dumps(told, ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _rows(self) -> NDArray[np.int64] | slice:
+        """Rows of the shared table, a slice where they lie in one piece."""
+        if len(self._choice) and np.all(np.diff(self._choice) == 1):
+            first, last = self._choice[0], self._choice[-1]
+            return slice(int(self._table.offset[first]), int(self._table.offset[last + 1]))
+        starts, lengths = self._table.offset[self._choice], self.lengths
+        # Row k of bag i is starts[i] + k: repeat what each bag adds to a running count.
+        shift = starts - self.offset[:-1]
+        return np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(shift, lengths)
+
+    # ------------------------------------------------------------------ as a sequence
+
+    def __len__(self) -> int:
+        return len(self._choice)
+
+    @overload
+    def __getitem__(self, key: int) -> Bag: ...
+
+    @overload
+    def __getitem__(
+        self, key: slice | Sequence[int] | NDArray[np.integer] | NDArray[np.bool_]
+    ) -> Bags: ...
+
+    def __getitem__(
+        self, key: int | slice | Sequence[int] | NDArray[np.integer] | NDArray[np.bool_]
+    ) -> Bag | Bags:
+        if isinstance(key, (int, np.integer)):
+            return self._bag(int(self._choice[key]))
+        # An empty list would become a float array, which indexes nothing.
+        chosen = key if isinstance(key, slice) or len(key) else slice(0, 0)
+        bags = copy.copy(self)
+        bags._choice = self._choice[chosen]  # noqa: SLF001 (our own, just made)
+        bags._embedding = None  # noqa: SLF001
+        return bags
+
+    def __iter__(self) -> Iterator[Bag]:
+        return (self._bag(int(row)) for row in self._choice)
+
+    def __repr__(self) -> str:
+        patches = int(self.lengths.sum())
+        return (
+            f"Bags({len(self)} images, {patches} patches, {self.n_features} features, "
+            f"classes {', '.join(self.classes) or 'none'})"
+        )
+
+    def _bag(self, row: int) -> Bag:
+        table = self._table
+        rows = slice(int(table.offset[row]), int(table.offset[row + 1]))
+        return Bag(
+            embedding=table.embedding[rows],
+            coords=table.coords[rows],
+            label=int(table.labels[row]),
+            image_id=str(table.image_ids[row]),
+        )
+
+
+def _read(
+    features: FeatureSet,
+    image_ids: NDArray[np.object_],
+    *,
+    patient_ids: NDArray[np.object_],
+    labels: Sequence[str | None] | None,
+    augmentation: str,
+) -> tuple[_Table, tuple[str, ...]]:
+    """Load ``image_ids`` in their order from the store."""
+    stored = set(features.image_ids)
+    missing = [image for image in image_ids if image not in stored]
+    if missing:
+        msg = f"{named(missing)} not in feature set {features.name}: run histostore build"
+        raise NotFound(msg)
+    loaded = features.load(list(image_ids), augmentation)
+    codes, classes = encode(labels, None, len(image_ids))
+    table = _Table(
+        embedding=np.asarray(loaded.embedding, dtype=np.float32),
+        offset=np.asarray(loaded.offset, dtype=np.int64),
+        coords=np.asarray(loaded.coords, dtype=np.int32),
+        image_ids=image_ids,
+        patient_ids=patient_ids,
+        labels=codes,
+    )
+    return table, classes

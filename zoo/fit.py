@@ -1,0 +1,235 @@
+"""Fitting one head over all folds and seeds, into a run directory.
+
+Each (fold, seed) is a job of its own: it fits on the training part, watches the validation
+part, and predicts all three. What a job leaves (the head's file, then its predictions in
+``RUN/unfinished/``) is written at once or not at all, so a run that was stopped goes on with
+the jobs that are missing. Jobs may run in several processes of one thread each; the numbers
+do not depend on that beyond the order of floating-point sums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histostore.errors import OptionError
+from histostore.files import public_url
+from zoo.errors import SplitError
+from zoo.jobs import Execution, Job, Task, run_jobs
+from zoo.predictions import predictions_frame
+from zoo.recipe import Recipe
+from zoo.run import HISTORY_COLUMNS, begin, write_run
+from zoo.split import Split
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+    from histostore.cohort import Cohort
+    from zoo.bags import Bags
+    from zoo.heads.base import HeadSpec
+    from zoo.jobs import Result
+    from zoo.run import Run
+
+__all__ = ["Execution", "fit_run", "make_split"]
+
+LEAVE_ONE_OUT = "leave-one-patient-out"
+"""The value of ``folds`` that tests each patient alone."""
+
+
+def make_split(
+    bags: Bags,
+    cohort: Cohort | None = None,
+    *,
+    folds: int | str = 5,
+    split_column: str | None = None,
+    repeats: int = 1,
+    split_seed: int = 0,
+) -> Split:
+    """Split bags as the options of ``zoo fit`` say.
+
+    Parameters
+    ----------
+    bags
+        Labelled images.
+    cohort
+        Table that holds ``split_column``.
+    folds
+        Number of folds, or ``leave-one-patient-out``.
+    split_column
+        Column of the cohort with train, validation and test; goes before ``folds``.
+    repeats
+        How often to deal the folds anew.
+    split_seed
+        Decides the shuffling.
+    """
+    labels = np.array(bags.classes, dtype=object)[bags.labels].astype(str)
+    if split_column is not None:
+        if cohort is None or repeats != 1:
+            msg = f"split column {split_column!r} needs a cohort, and {repeats=} must be 1"
+            raise OptionError(msg)
+        told = dict(zip(cohort.image_ids, cohort.column(split_column), strict=True))
+        values = [told[image] for image in bags.image_ids]
+        return Split.from_column(
+            values, labels, bags.patient_ids, split_seed, image_ids=bags.image_ids
+        )
+    if folds == LEAVE_ONE_OUT:
+        if repeats != 1:
+            msg = f"leave-one-patient-out has one way to be done, seen {repeats=}: leave it out"
+            raise OptionError(msg)
+        return Split.leave_one_patient_out(
+            labels, bags.patient_ids, split_seed, image_ids=bags.image_ids
+        )
+    if isinstance(folds, str) and not folds.isdecimal():
+        msg = f"folds is {folds!r}: give a number or {LEAVE_ONE_OUT}"
+        raise OptionError(msg)
+    return Split.k_fold(
+        labels, bags.patient_ids, int(folds), split_seed, repeats, image_ids=bags.image_ids
+    )
+
+
+def fit_run(
+    bags: Bags,
+    head: HeadSpec,
+    *,
+    out: str | os.PathLike[str],
+    split: Split | None = None,
+    recipe: Recipe | None = None,
+    seeds: int | Sequence[int] = 1,
+    name: str | None = None,
+    store_url: str = "",
+    execution: Execution | None = None,
+) -> Run:
+    """Fit a head over all folds and seeds, and write the run.
+
+    Parameters
+    ----------
+    bags
+        Labelled images.
+    head
+        What to fit.
+    out
+        Directory for the run: new, empty, or an unfinished run of the same plan, which is
+        then finished.
+    split
+        Folds over the same images; five stratified, patient-grouped folds where left out.
+    recipe
+        How to train; ``default`` where left out.
+    seeds
+        How many seeds (0, 1, …), or which.
+    name
+        What to call the run; the directory's name where left out.
+    store_url
+        Where the store lies, for the record.
+    execution
+        Device, processes and progress.
+
+    Raises
+    ------
+    SplitError, LeakError
+        If the bags cannot be split, or the split is over other images.
+    RecipeError
+        If the recipe does not fit the head.
+    RunError
+        If ``out`` holds something else.
+    StorageError
+        If ``out`` cannot be written.
+    """
+    start = time.monotonic()
+    split = make_split(bags) if split is None else split
+    if split.image_ids != bags.image_ids:
+        msg = f"the split is over {len(split.image_ids)} other images than these {len(bags)} bags"
+        raise SplitError(msg)
+    recipe = Recipe() if recipe is None else recipe
+    chosen = _seeds(seeds)
+    head.check_recipe(recipe, has_validation=all(len(fold.validation) for fold in split))
+    document = _document(bags, split, head, recipe=recipe, seeds=chosen)
+    folder = Path(out)
+    task = Task(
+        head=head,
+        recipe=recipe,
+        heads=folder / "heads",
+        unfinished=begin(folder, {**document, "embedding": _digest(bags)}),
+        execution=execution or Execution(),
+    )
+    jobs = [Job(fold=fold, seed=seed) for fold in split for seed in chosen]
+    results = run_jobs(jobs, bags, task)
+    document["name"] = name or folder.resolve().name
+    document["store"] = {**bags.source.get("store", {}), "url": public_url(store_url)}
+    document["cohort"] |= bags.source.get("cohort", {})
+    document["seconds"] = round(time.monotonic() - start, 3)
+    return write_run(folder, document, _predictions(bags, results), _history(results))
+
+
+def _document(
+    bags: Bags, split: Split, head: HeadSpec, *, recipe: Recipe, seeds: list[int]
+) -> dict[str, Any]:
+    """Tell everything that decides the result, apart from the embeddings themselves."""
+    return {
+        "kind": "run",
+        "head": head.to_json(),
+        "recipe": recipe.to_json(),
+        "target": bags.target,
+        "classes": list(bags.classes),
+        "augmentation": bags.augmentation,
+        "split": split.to_json(),
+        "seeds": seeds,
+        "cohort": {
+            "digest": bags.digest,
+            "n_images": len(bags),
+            "n_unlabelled": bags.n_unlabelled,
+        },
+    }
+
+
+def _digest(bags: Bags) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(bags.embedding).data)
+    digest.update(bags.offset.tobytes())
+    return digest.hexdigest()
+
+
+def _seeds(seeds: int | Sequence[int]) -> list[int]:
+    chosen = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0:
+        msg = f"seeds is {seeds!r}: give a number from 1, or different numbers from 0"
+        raise OptionError(msg)
+    return chosen
+
+
+def _predictions(bags: Bags, results: Sequence[Result]) -> pd.DataFrame:
+    import pandas as pd
+
+    image_ids, patient_ids = np.array(bags.image_ids), np.array(bags.patient_ids)
+    target = np.array(bags.classes)[bags.labels]
+    parts = [
+        predictions_frame(
+            image_ids=image_ids[rows],
+            patient_ids=patient_ids[rows],
+            fold=result.job.fold.number,
+            seed=result.job.seed,
+            role=role,
+            target=target[rows],
+            prob=result.prob[role],
+            classes=bags.classes,
+        )
+        for result in results
+        for role, rows in result.job.fold.parts.items()
+    ]
+    return pd.concat([part for part in parts if len(part)], ignore_index=True)
+
+
+def _history(results: Sequence[Result]) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = [
+        {"fold": result.job.fold.number, "seed": result.job.seed, **row}
+        for result in results
+        for row in result.history
+    ]
+    return pd.DataFrame(rows).reindex(columns=list(HISTORY_COLUMNS))

@@ -1,0 +1,244 @@
+"""What a head is: inert settings that fit, and the fitted result that predicts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from zoo import settings as _settings
+from zoo.errors import EmptyBag, NotSupported, SplitError
+from zoo.recipe import Recipe
+from zoo.training.threads import limited
+
+if TYPE_CHECKING:
+    import os
+
+    from numpy.typing import NDArray
+
+    from zoo.bags import Bags
+
+__all__ = ["Head", "HeadSpec", "Standardiser"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadSpec(ABC):
+    """Settings of a head. Constructing one does nothing but check them."""
+
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        _settings.check(f"head {self.name}", _settings.problems_of(self))
+
+    def to_json(self) -> dict[str, Any]:
+        """Give name and settings as JSON values."""
+        return {"name": self.name, "settings": _settings.to_json(self)}
+
+    def fit(
+        self,
+        bags: Bags,
+        validation: Bags | None = None,
+        recipe: Recipe | None = None,
+        seed: int = 0,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+    ) -> Head:
+        """Fit a head to labelled bags.
+
+        Neither the bags nor any global random state is changed; the same seed on the same
+        machine gives the same head.
+
+        Parameters
+        ----------
+        bags
+            What to learn; labelled, of at least two classes.
+        validation
+            What to watch: scores in the history, and the choice of the best epoch where the
+            recipe asks for that. Never learned.
+        recipe
+            How to train; the recipe ``default`` where left out.
+        seed
+            Decides initial weights, order of bags and all noise.
+        device
+            ``auto``, ``cpu`` or ``cuda``; estimators always use the CPU.
+        threads
+            At most this many, never more than the cores there are.
+
+        Raises
+        ------
+        SplitError
+            If a bag has no label or all have the same.
+        NotSupported
+            If validation bags have other features or classes.
+        RecipeError
+            If the recipe does not fit this head, or needs validation bags.
+        """
+        recipe = Recipe() if recipe is None else recipe
+        _check_labels(bags)
+        if validation is not None:
+            _check_alike(bags, validation)
+        self.check_recipe(recipe, has_validation=validation is not None)
+        with limited(threads) as count:
+            return self._fit(bags, validation, recipe, seed=seed, device=device, threads=count)
+
+    @abstractmethod
+    def check_recipe(self, recipe: Recipe, *, has_validation: bool) -> None:
+        """Raise :class:`~zoo.errors.RecipeError` where ``recipe`` does not fit this head."""
+
+    @abstractmethod
+    def _fit(
+        self,
+        bags: Bags,
+        validation: Bags | None,
+        recipe: Recipe,
+        *,
+        seed: int,
+        device: str,
+        threads: int,
+    ) -> Head:
+        """Fit with checked arguments, inside a limit on threads."""
+
+
+def _check_labels(bags: Bags) -> None:
+    unlabelled = int(np.count_nonzero(bags.labels < 0))
+    if unlabelled:
+        raise SplitError(f"{unlabelled} of {len(bags)} training bags have no label: leave them out")
+    seen = np.unique(bags.labels)
+    if len(seen) < 2:
+        named = f"class {bags.classes[seen[0]]!r} only" if len(seen) else "no bag"
+        raise SplitError(f"a head needs bags of two classes, but training has {named}")
+
+
+def _check_alike(bags: Bags, validation: Bags) -> None:
+    if bags.n_features != validation.n_features or bags.classes != validation.classes:
+        raise NotSupported(
+            f"validation bags have {validation.n_features} features and classes "
+            f"{list(validation.classes)}, training bags {bags.n_features} and {list(bags.classes)}"
+        )
+    if not len(validation) or int(validation.labels.min()) < 0:
+        raise SplitError("validation bags must be labelled, one at least; or leave them out")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Head(ABC):
+    """A fitted head. It does not change any more."""
+
+    spec: HeadSpec
+    """What was fitted."""
+    recipe: Recipe
+    """How it was trained."""
+    seed: int
+    """The seed it was trained with."""
+    classes: tuple[str, ...]
+    """Names of the classes, in the order of the columns of :meth:`predict_proba`."""
+    n_features: int
+    """Length of the embeddings it needs."""
+    history: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    """One row per epoch; estimators have one, epoch 0. A head read from a file has none."""
+
+    suffix: ClassVar[str] = ".safetensors"
+    """How the name of its file ends."""
+
+    def predict_proba(self, bags: Bags) -> NDArray[np.float64]:
+        """Predict the class of each bag.
+
+        Returns
+        -------
+        probabilities
+            ``(bag, class)`` float64, rows sum to 1.
+
+        Raises
+        ------
+        NotSupported
+            If the embeddings have another length than those it was trained on.
+        EmptyBag
+            If a bag has no patch.
+        """
+        self._check(bags)
+        if len(bags) == 0:
+            return np.empty((0, len(self.classes)))
+        with limited():
+            return self._predict(bags)
+
+    def attention(self, bags: Bags) -> list[NDArray[np.float64]]:
+        """Weigh the patches of each bag.
+
+        Returns
+        -------
+        weights
+            Per bag ``(patch,)`` float64, not negative, sum 1.
+
+        Raises
+        ------
+        NotSupported
+            If this head does not weigh patches.
+        """
+        self._check(bags)
+        if len(bags) == 0:
+            return []
+        with limited():
+            return self._attention(bags)
+
+    @abstractmethod
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything learned to one file; its name should end in :attr:`suffix`."""
+
+    @abstractmethod
+    def _predict(self, bags: Bags) -> NDArray[np.float64]: ...
+
+    def _attention(self, bags: Bags) -> list[NDArray[np.float64]]:
+        del bags
+        raise NotSupported(f"head {self.spec.name} does not weigh patches; gated-mil does")
+
+    def _check(self, bags: Bags) -> None:
+        if bags.n_features != self.n_features:
+            raise NotSupported(
+                f"the head was trained on {self.n_features} features, but these bags have "
+                f"{bags.n_features}: use the feature set of its training"
+            )
+        if (bags.lengths < 1).any():
+            raise EmptyBag("a bag without any patch has no prediction: leave it out")
+
+    def document(self) -> dict[str, Any]:
+        """Give all that is not an array as JSON values."""
+        return {
+            "head": self.spec.to_json(),
+            "recipe": self.recipe.to_json(),
+            "seed": self.seed,
+            "classes": list(self.classes),
+            "n_features": self.n_features,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Standardiser:
+    """Shift and scale of each feature, learned from training rows alone."""
+
+    mean: NDArray[np.float32]
+    """``(feature,)``."""
+    scale: NDArray[np.float32]
+    """``(feature,)``, standard deviation, 1 where a feature never varies."""
+
+    @classmethod
+    def learn(cls, rows: NDArray[Any]) -> Standardiser:
+        """Learn from ``rows (row, feature)``; sums are taken in float64."""
+        mean = rows.mean(axis=0, dtype=np.float64)
+        spread = rows.std(axis=0, dtype=np.float64, mean=mean[None])
+        # A constant feature has a spread of rounding errors, which must not be blown up.
+        constant = spread <= 1e-6 * np.abs(mean)
+        scale = np.where(constant | (spread == 0), 1.0, spread)
+        return cls(mean=mean.astype(np.float32), scale=scale.astype(np.float32))
+
+    @classmethod
+    def idle(cls, n_features: int) -> Standardiser:
+        """Leave rows as they are."""
+        return cls(mean=np.zeros(n_features, np.float32), scale=np.ones(n_features, np.float32))
+
+    def __call__(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        """Give shifted and scaled rows, ``(row, feature)`` float32, in new memory."""
+        shifted: NDArray[np.float32] = np.subtract(rows, self.mean, dtype=np.float32)
+        shifted /= self.scale
+        return shifted

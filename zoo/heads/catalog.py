@@ -1,0 +1,191 @@
+"""The table of heads, and the way from a name or a file to one."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from zoo import settings as _settings
+from zoo.errors import RecipeError, RunError, UnknownHead
+from zoo.recipe import Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from zoo.heads.base import Head, HeadSpec
+
+__all__ = ["HEADS", "HeadCard", "known_heads", "load_head", "spec"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadCard:
+    """What can be said of a head without loading it."""
+
+    name: str
+    """As given to ``--head``."""
+    target: str
+    """Where its settings live, ``module:Class``."""
+    summary: str
+    """One line."""
+    source: str
+    """Paper, or whose idea it is."""
+    attention: bool = False
+    """Whether it weighs patches."""
+    gradient: bool = True
+    """Whether it learns by gradient steps, so that any recipe fits it."""
+
+    def settings(self) -> list[dict[str, Any]]:
+        """List its settings: name, default, what is allowed, meaning. Loads its library."""
+        return _settings.describe(_spec_class(self))
+
+
+HEADS: dict[str, HeadCard] = {
+    card.name: card
+    for card in (
+        HeadCard(
+            name="gated-mil",
+            target="zoo.heads.gated_mil:GatedMIL",
+            summary="gated attention over patches, with channel gates",
+            source="Backprop. Brothers 2025 §4; Ilse et al. 2018",
+            attention=True,
+        ),
+        HeadCard(
+            name="mlp-simple",
+            target="zoo.heads.mlp:MLPSimple",
+            summary="one hidden layer on the mean of the patches",
+            source="Backprop. Brothers 2025 A.1",
+        ),
+        HeadCard(
+            name="mlp-improved",
+            target="zoo.heads.mlp:MLPImproved",
+            summary="normalised blocks on the mean of the patches, or on each (pool=probability)",
+            source="Backprop. Brothers 2025 A.1, A.3",
+        ),
+        HeadCard(
+            name="logistic",
+            target="zoo.heads.logistic:Logistic",
+            summary="logistic regression on mean and spread of the patches",
+            source="baseline",
+            gradient=False,
+        ),
+        HeadCard(
+            name="lightgbm",
+            target="zoo.heads.boosted:Boosted",
+            summary="gradient-boosted trees on mean, spread and extremes of the patches",
+            source="Ke et al. 2017",
+            gradient=False,
+        ),
+    )
+}
+"""Every head by its name."""
+
+_MOST_FEATURES = 10_000_000
+
+
+def known_heads() -> tuple[HeadCard, ...]:
+    """List every head."""
+    return tuple(HEADS.values())
+
+
+def spec(name: str, **settings: Any) -> HeadSpec:
+    """Look a head up and give it settings.
+
+    Parameters
+    ----------
+    name
+        One of :data:`HEADS`.
+    settings
+        Settings by name; text is read as on the command line (``hidden="160"``).
+
+    Raises
+    ------
+    UnknownHead
+        If no head has this name; lists the known ones.
+    RecipeError
+        If a setting is unknown, which lists the known ones, or its value is not allowed.
+
+    Examples
+    --------
+    >>> spec("logistic", strength="3").strength
+    3.0
+    >>> spec("logistic", hidden=160)
+    Traceback (most recent call last):
+    zoo.errors.RecipeError: head logistic: unknown setting 'hidden' (known: statistics, strength, max_iter)
+    """
+    if name not in HEADS:
+        raise UnknownHead(f"no head is called {name!r}; known: {', '.join(HEADS)}")
+    cls = _spec_class(HEADS[name])
+    made: HeadSpec = cls(**_settings.parse(cls, settings, subject=f"head {name}"))
+    return made
+
+
+def _spec_class(card: HeadCard) -> Any:
+    module, _, attribute = card.target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def load_head(path: str | os.PathLike[str]) -> Head:
+    """Read a head that :meth:`~zoo.heads.base.Head.save` wrote.
+
+    Parameters
+    ----------
+    path
+        File, ending in ``.safetensors`` or ``.lightgbm.json``.
+
+    Raises
+    ------
+    RunError
+        If the file is not a head of ours, is damaged, or was written by a newer format.
+        Nothing in a file is ever executed.
+    """
+    from zoo.heads import storage
+
+    if os.fspath(path).endswith(".json"):
+        document = storage.read_json(path)
+        common = _common(path, document)
+        if common["spec"].name != "lightgbm":
+            raise RunError(f"{path}: head {common['spec'].name} is not kept as JSON")
+        from zoo.heads.boosted import load as load_boosted
+
+        return load_boosted(path, common, document)
+    document, arrays = storage.read_arrays(path)
+    common = _common(path, document)
+    if common["spec"].name == "lightgbm":
+        raise RunError(f"{path}: head lightgbm is not kept as safetensors")
+    if HEADS[common["spec"].name].gradient:
+        from zoo.heads.neural import load as load_torch
+
+        return load_torch(path, common, arrays)
+    from zoo.heads.logistic import load as load_logistic
+
+    return load_logistic(path, common, arrays)
+
+
+def _common(path: str | os.PathLike[str], document: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what every head's document holds."""
+    try:
+        head, classes = document["head"], document["classes"]
+        n_features, seed = document["n_features"], document["seed"]
+        made = spec(head["name"], **head["settings"])
+        trained = Recipe.from_json(document["recipe"])
+    except (KeyError, TypeError, RecipeError) as error:
+        raise RunError(f"{path}: not a whole head: {error}") from error
+    if (
+        not isinstance(classes, list)
+        or len(classes) < 2
+        or len(set(map(str, classes))) < len(classes)
+    ):
+        raise RunError(f"{path}: a head needs two classes or more, this has {classes!r}")
+    if type(n_features) is not int or not 1 <= n_features <= _MOST_FEATURES:
+        raise RunError(f"{path}: n_features is {n_features!r}, which is no length of an embedding")
+    if type(seed) is not int:
+        raise RunError(f"{path}: seed is {seed!r}, but must be a whole number")
+    return {
+        "spec": made,
+        "recipe": trained,
+        "seed": seed,
+        "classes": tuple(map(str, classes)),
+        "n_features": n_features,
+    }

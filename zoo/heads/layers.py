@@ -1,0 +1,102 @@
+"""Layers that the heads share. They act on the last axis, or through a layout of bags."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from zoo.training.layout import Layout
+
+__all__ = ["Dropout", "GatedAttention", "NormLinear", "SqueezeExcite"]
+
+_LEVELS = 1 << 16
+
+
+class Dropout(nn.Dropout):
+    """Dropout whose random bits are cheap on a CPU.
+
+    x · m / (1 − p), m Bernoulli, as ever. On a CPU torch draws one float per element on one
+    thread, which costs as much as the linear layers around it; here one 64-bit draw decides
+    four elements, to a chance of p ± 1/131072.
+
+    **Shape**: any → the same.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Leave elements out while training."""
+        if not self.training or self.p == 0.0 or x.device.type != "cpu":
+            return functional.dropout(x, self.p, self.training)
+        draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        bits = draws.view(torch.int16)[: x.numel()].view(x.shape)
+        dropped = min(round(self.p * _LEVELS), _LEVELS - 1)
+        kept = (bits >= dropped - _LEVELS // 2).to(x.dtype)
+        return x * kept.mul_(_LEVELS / (_LEVELS - dropped))
+
+
+class NormLinear(nn.Module):
+    """LayerNorm, then Linear: W (γ ⊙ x̂ + β) + b.
+
+    Computed as (W · diag γ) x̂ + (W β + b), the same sum in another order: where ``x`` are
+    embeddings, which need no gradient, the whole backward pass of the norm is saved.
+
+    **Shape**: ``(…, feature)`` → ``(…, hidden)``.
+    """
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(n_in)
+        self.linear = nn.Linear(n_in, n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise and project."""
+        plain = functional.layer_norm(x, self.norm.normalized_shape, eps=self.norm.eps)
+        weight, bias = self.linear.weight, self.linear.bias
+        return functional.linear(plain, weight * self.norm.weight, weight @ self.norm.bias + bias)
+
+
+class SqueezeExcite(nn.Module):
+    """Channel gates from the bag's mean: σ(W₂ ReLU(W₁ mean(x))).
+
+    **Shape**: squeezed ``(bag, channel)`` → gates ``(bag, channel)`` in (0, 1).
+
+    **Reference**: Hu et al. 2018, eq. 3; bias-free as in the report.
+    """
+
+    def __init__(self, channels: int, bottleneck: int) -> None:
+        super().__init__()
+        self.excitation = nn.Sequential(
+            nn.Linear(channels, bottleneck, bias=False),
+            nn.ReLU(),
+            nn.Linear(bottleneck, channels, bias=False),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, squeezed: Tensor) -> Tensor:
+        """Give one gate per channel of each bag."""
+        gates: Tensor = self.excitation(squeezed)
+        return gates
+
+
+class GatedAttention(nn.Module):
+    """Scores of patches: a = softmax(wᵀ (tanh(V h) ⊙ σ(U h))) over each bag.
+
+    **Shape**: rows ``(bag, patch, channel)`` or ``(row, channel)`` → weights ``(bag, patch)``
+    or ``(row,)``, sum 1 over the real patches of a bag.
+
+    **Reference**: Ilse et al. 2018, eq. 9.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.V = nn.Linear(channels, width)
+        self.U = nn.Linear(channels, width)
+        self.w = nn.Linear(width, 1)
+
+    def forward(self, rows: Tensor, layout: Layout) -> Tensor:
+        """Weigh the patches of each bag."""
+        gated = torch.tanh(self.V(rows)) * torch.sigmoid(self.U(rows))
+        return layout.softmax(self.w(gated).squeeze(-1))

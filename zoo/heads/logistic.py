@@ -1,0 +1,166 @@
+"""Logistic regression on pooled statistics: the baseline that every head has to beat."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from zoo.errors import RecipeError
+from zoo.heads import storage
+from zoo.heads.base import Head, Standardiser
+from zoo.heads.pooled import STATISTICS, EstimatorSpec, bag_weights, pool, score_row
+from zoo.settings import names, number, whole
+
+if TYPE_CHECKING:
+    import os
+
+    from numpy.typing import NDArray
+
+    from zoo.bags import Bags
+    from zoo.recipe import Recipe
+
+__all__ = ["Logistic", "LogisticHead", "load"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Logistic(EstimatorSpec):
+    """Multinomial logistic regression on standardised pooled statistics.
+
+    The penalty is scikit-learn's ``C = strength / columns``: with standardised columns a prior
+    of variance C on each weight gives logits a prior variance of ``strength``, however many
+    columns there are, so that one default serves 50 features and 5,000.
+    """
+
+    name: ClassVar[str] = "logistic"
+
+    statistics: tuple[str, ...] = names(
+        ("mean", "sd"), "what describes a bag's patches", among=STATISTICS
+    )
+    strength: float = number(
+        10.0, "prior variance of the logits; smaller is smoother", positive=True
+    )
+    max_iter: int = whole(5_000, "most iterations of the solver", low=1)
+
+    @property
+    def pooled(self) -> tuple[str, ...]:
+        """Names of the statistics."""
+        return self.statistics
+
+    def _fit(
+        self,
+        bags: Bags,
+        validation: Bags | None,
+        recipe: Recipe,
+        *,
+        seed: int,
+        device: str,
+        threads: int,
+    ) -> LogisticHead:
+        del device, threads
+        columns = pool(bags.embedding, bags.offset, self.statistics)
+        standardiser = Standardiser.learn(columns)
+        coefficients, intercepts = self._solve(
+            standardiser(columns).astype(np.float64), bags.labels, recipe, len(bags.classes)
+        )
+        head = LogisticHead(
+            spec=self,
+            recipe=recipe,
+            seed=seed,
+            classes=bags.classes,
+            n_features=bags.n_features,
+            standardiser=standardiser,
+            coefficients=coefficients,
+            intercepts=intercepts,
+        )
+        return dataclasses.replace(head, history=(score_row(head, bags, validation),))
+
+    def _solve(
+        self,
+        columns: NDArray[np.float64],
+        labels: NDArray[np.int64],
+        recipe: Recipe,
+        n_classes: int,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Fit weights ``(class, column)`` and intercepts ``(class,)``."""
+        import warnings
+
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+
+        model = LogisticRegression(C=self.strength / columns.shape[1], max_iter=self.max_iter)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ConvergenceWarning)
+            try:
+                model.fit(columns, labels, sample_weight=bag_weights(labels, recipe))
+            except ConvergenceWarning as warning:
+                raise RecipeError(
+                    f"head logistic did not converge in {self.max_iter} iterations: raise "
+                    "max_iter or lower strength"
+                ) from warning
+        weights, intercepts = model.coef_, model.intercept_
+        if len(model.classes_) == 2:  # scikit-learn keeps one row, the log odds of the second
+            weights = np.concatenate([-weights, weights]) / 2
+            intercepts = np.concatenate([-intercepts, intercepts]) / 2
+        # A class that no training bag has gets a logit low enough for a probability of zero.
+        all_weights = np.zeros((n_classes, columns.shape[1]), np.float32)
+        all_intercepts = np.full(n_classes, -1e30, np.float32)
+        all_weights[model.classes_] = weights
+        all_intercepts[model.classes_] = intercepts
+        return all_weights, all_intercepts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LogisticHead(Head):
+    """A fitted logistic regression: arrays, and no scikit-learn to predict."""
+
+    spec: Logistic
+    """What was fitted."""
+    standardiser: Standardiser
+    """Shift and scale of the pooled columns."""
+    coefficients: NDArray[np.float32]
+    """``(class, column)``."""
+    intercepts: NDArray[np.float32]
+    """``(class,)``."""
+
+    def _predict(self, bags: Bags) -> NDArray[np.float64]:
+        columns = pool(bags.embedding, bags.offset, self.spec.statistics)
+        logits = self.standardiser(columns).astype(np.float64) @ self.coefficients.T
+        logits += self.intercepts
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+        return probabilities
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights, standardisation and settings as one safetensors file."""
+        arrays = {
+            "coefficients": self.coefficients,
+            "intercepts": self.intercepts,
+            "standardise.mean": self.standardiser.mean,
+            "standardise.scale": self.standardiser.scale,
+        }
+        storage.write_arrays(path, self.document(), arrays)
+
+
+def load(
+    path: str | os.PathLike[str], common: dict[str, Any], arrays: dict[str, NDArray[np.float32]]
+) -> LogisticHead:
+    """Build the head whose arrays were read; see :func:`zoo.heads.neural.load`."""
+    n_classes = len(common["classes"])
+    n_columns = common["n_features"] * len(common["spec"].statistics)
+    shapes: dict[str, tuple[int, ...]] = {
+        "coefficients": (n_classes, n_columns),
+        "intercepts": (n_classes,),
+        "standardise.mean": (n_columns,),
+        "standardise.scale": (n_columns,),
+    }
+    storage.check_arrays(path, arrays, shapes)
+    standardiser = Standardiser(mean=arrays["standardise.mean"], scale=arrays["standardise.scale"])
+    return LogisticHead(
+        **common,
+        standardiser=standardiser,
+        coefficients=arrays["coefficients"],
+        intercepts=arrays["intercepts"],
+    )

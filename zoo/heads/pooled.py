@@ -1,0 +1,142 @@
+"""Statistics of a bag's patches, and what heads on them share.
+
+The statistics are part of a head's settings, in this order and these definitions; each gives
+one value per feature:
+
+``mean``, ``min``, ``max``
+    as usual;
+``sd``
+    standard deviation over the bag's patches, divided by their number, 0 for one patch;
+``q10``, ``q25``, ``q50``, ``q75``, ``q90``
+    quantiles, linear between neighbours (type 7 of Hyndman and Fan).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zoo.errors import RecipeError
+from zoo.heads.base import HeadSpec
+from zoo.metrics import accuracy, macro_f1
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from zoo.bags import Bags
+    from zoo.heads.base import Head
+    from zoo.recipe import Recipe
+
+__all__ = ["STATISTICS", "EstimatorSpec", "bag_weights", "pool", "score_row"]
+
+STATISTICS = ("mean", "sd", "min", "max", "q10", "q25", "q50", "q75", "q90")
+"""Names of the known statistics."""
+
+
+def pool(
+    embedding: NDArray[Any], offset: NDArray[np.int64], statistics: tuple[str, ...]
+) -> NDArray[np.float64]:
+    """Describe each bag by statistics over its patches.
+
+    Parameters
+    ----------
+    embedding
+        ``(patch, feature)``.
+    offset
+        ``(bag + 1,)``; rows of bag i are ``offset[i]:offset[i + 1]``, at least one.
+    statistics
+        Names out of :data:`STATISTICS`.
+
+    Returns
+    -------
+    pooled
+        ``(bag, statistic · feature)`` float64, one statistic after the other.
+
+    Examples
+    --------
+    >>> pool(np.array([[1.0], [3.0], [7.0]]), np.array([0, 2, 3]), ("mean", "sd", "q50"))
+    array([[2., 1., 2.],
+           [7., 0., 7.]])
+    """
+    rows = np.asarray(embedding, np.float64)
+    starts, lengths = offset[:-1], np.diff(offset)[:, None]
+    columns = []
+    mean = np.add.reduceat(rows, starts, axis=0) / lengths
+    for name in statistics:
+        if name == "mean":
+            columns.append(mean)
+        elif name == "sd":
+            apart = rows - np.repeat(mean, lengths[:, 0], axis=0)
+            columns.append(np.sqrt(np.add.reduceat(apart * apart, starts, axis=0) / lengths))
+        elif name == "min":
+            columns.append(np.minimum.reduceat(rows, starts, axis=0))
+        elif name == "max":
+            columns.append(np.maximum.reduceat(rows, starts, axis=0))
+        else:
+            columns.append(_quantile(rows, offset, int(name[1:]) / 100))
+    return np.concatenate(columns, axis=1)
+
+
+def _quantile(
+    rows: NDArray[np.float64], offset: NDArray[np.int64], share: float
+) -> NDArray[np.float64]:
+    """Take a quantile of each bag, all bags of one length together."""
+    lengths = np.diff(offset)
+    result = np.empty((len(lengths), rows.shape[1]))
+    for length in np.unique(lengths):
+        bags = np.flatnonzero(lengths == length)
+        where = offset[bags][:, None] + np.arange(length)  # (bag, patch)
+        result[bags] = np.quantile(rows[where], share, axis=1)
+    return result
+
+
+def bag_weights(labels: NDArray[np.int64], recipe: Recipe) -> NDArray[np.float64]:
+    """Weigh training bags as the recipe's ``class_weights`` asks, ``(bag,)``, mean 1."""
+    if recipe.class_weights == "none":
+        return np.ones(len(labels))
+    counts = np.bincount(labels)
+    return len(labels) / (np.count_nonzero(counts) * counts[labels])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EstimatorSpec(HeadSpec):
+    """Settings of a head that fits pooled statistics, without gradient steps on patches."""
+
+    @property
+    @abstractmethod
+    def pooled(self) -> tuple[str, ...]:
+        """Names of the statistics."""
+
+    def check_recipe(self, recipe: Recipe, *, has_validation: bool) -> None:
+        """Refuse a recipe of which anything but ``class_weights`` would be ignored."""
+        del has_validation
+        unfit = recipe.unfit_for_estimators()
+        if unfit:
+            raise RecipeError(
+                f"head {self.name} takes no gradient steps, so recipe {recipe.name} does not fit "
+                f"it ({', '.join(unfit)} would mean nothing): use recipe default, in which "
+                "class_weights may be set",
+                problems=unfit,
+            )
+
+
+def score_row(head: Head, bags: Bags, validation: Bags | None) -> dict[str, Any]:
+    """Give the one history row of an estimator: losses and scores of its predictions."""
+    row: dict[str, Any] = {"epoch": 0}
+    for role, part in (("train", bags), ("validation", validation)):
+        if part is None:
+            row |= dict.fromkeys(
+                (f"{role}_loss", f"{role}_macro_f1", f"{role}_accuracy"), float("nan")
+            )
+            continue
+        probabilities = head.predict_proba(part)
+        guess = probabilities.argmax(axis=1)
+        of_truth = probabilities[np.arange(len(part)), part.labels]
+        row[f"{role}_loss"] = float(-np.log(np.maximum(of_truth, 1e-15)).mean())
+        row[f"{role}_macro_f1"] = macro_f1(part.labels, guess, len(bags.classes))
+        row[f"{role}_accuracy"] = accuracy(part.labels, guess)
+    row["overfit_gap"] = row["train_macro_f1"] - row["validation_macro_f1"]
+    return row

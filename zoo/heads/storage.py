@@ -1,0 +1,131 @@
+"""Files of heads: arrays as safetensors, all else as JSON; nothing in them is executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histostore.errors import StorageError
+from zoo.errors import RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+__all__ = ["check_arrays", "read_arrays", "read_json", "write_arrays", "write_json"]
+
+_FORMAT = 1
+_KIND = "zoo.head"
+
+
+def write_arrays(
+    path: str | os.PathLike[str], document: dict[str, Any], arrays: Mapping[str, NDArray[Any]]
+) -> None:
+    """Write arrays with a JSON document beside them, at once or not at all."""
+    from safetensors.numpy import save
+
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    _write(path, save(whole, metadata={"zoo": json.dumps(_stamped(document), sort_keys=True)}))
+
+
+def write_json(path: str | os.PathLike[str], document: dict[str, Any]) -> None:
+    """Write a JSON document, at once or not at all."""
+    _write(path, json.dumps(_stamped(document), sort_keys=True, indent=1).encode())
+
+
+def _stamped(document: dict[str, Any]) -> dict[str, Any]:
+    return {"format": _FORMAT, "kind": _KIND, **document}
+
+
+def _write(path: str | os.PathLike[str], content: bytes) -> None:
+    target = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    except OSError as error:
+        raise StorageError(f"{target}: cannot write there: {error.strerror}") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(name).replace(target)
+    except OSError as error:
+        Path(name).unlink(missing_ok=True)
+        raise StorageError(f"{target}: cannot write: {error.strerror}") from error
+
+
+def read_arrays(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
+    """Read what :func:`write_arrays` wrote.
+
+    Raises
+    ------
+    RunError
+        If the file is not a head of ours, is damaged, or was written by a newer format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # The context manager of safetensors 0.4 leaves its memory map open; reading all
+        # tensors inside it copies them, so nothing here depends on the file afterwards.
+        with safe_open(os.fspath(path), framework="numpy") as file:
+            text = (file.metadata() or {}).get("zoo", "")
+            document = _document(path, text)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(f"{path}: not a head that can be read: {error}") from error
+    for name, array in arrays.items():
+        if array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise RunError(f"{path}: array {name!r} holds what no head learns: file is damaged")
+    return document, arrays
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what :func:`write_json` wrote.
+
+    Raises
+    ------
+    RunError
+        If the file is not a head of ours, is damaged, or was written by a newer format.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: not a head that can be read: {error}") from error
+    return _document(path, text)
+
+
+def _document(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict) or document.get("kind") != _KIND:
+        raise RunError(f"{path}: not a head of this program")
+    version = document.get("format")
+    if not isinstance(version, int) or version > _FORMAT:
+        raise RunError(
+            f"{path}: written in format {version!r}, but this version reads {_FORMAT}: upgrade"
+        )
+    return document
+
+
+def check_arrays(
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, NDArray[Any]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Raise :class:`~zoo.errors.RunError` unless ``arrays`` have exactly these names and shapes."""
+    found = {name: array.shape for name, array in arrays.items()}
+    if found != dict(shapes):
+        differing = sorted(
+            name for name in {*found, *shapes} if found.get(name) != shapes.get(name)
+        )
+        raise RunError(f"{path}: arrays do not fit the head's settings: {', '.join(differing[:3])}")

@@ -1,0 +1,289 @@
+"""The fits of a run, one per fold and seed: here, or side by side in processes.
+
+A worker process maps the embeddings from a file that all of them share, and uses one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histostore.errors import OptionError
+from zoo.bags import Bags
+from zoo.errors import RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import ProcessPoolExecutor
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from zoo.heads.base import HeadSpec
+    from zoo.recipe import Recipe
+    from zoo.split import Fold
+
+    Progress = Callable[[int, int, str], None]
+
+__all__ = ["Execution", "Job", "Result", "Task", "run_jobs"]
+
+_START_SECONDS = 4.0
+"""What starting worker processes costs, nearly all of it importing torch."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One fit."""
+
+    fold: Fold
+    """What to learn, watch and predict."""
+    seed: int
+    """Decides all that is random in the fit."""
+
+    @property
+    def name(self) -> str:
+        """Stem of the names of the job's files."""
+        return f"{self.fold.number}-{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Result:
+    """What a job leaves beside the head's file."""
+
+    job: Job
+    """Which one it was."""
+    prob: dict[str, NDArray[np.float64]]
+    """Role to probabilities ``(image, class)``, images as in the fold."""
+    history: list[dict[str, Any]]
+    """One row per epoch."""
+
+    def save(self, folder: Path) -> None:
+        """Write to ``folder``, at once or not at all."""
+        target = folder / f"{self.job.name}.npz"
+        hidden = folder / f".{self.job.name}.tmp"
+        # JSON has no NaN, Python's reader and writer do; the file is ours and short-lived.
+        told = np.array(json.dumps(self.history))
+        with hidden.open("wb") as file:
+            np.savez(file, history=told, **self.prob)  # type: ignore[arg-type]
+        hidden.replace(target)
+
+    @classmethod
+    def load(cls, folder: Path, job: Job) -> Result:
+        """Read what :meth:`save` wrote."""
+        with np.load(folder / f"{job.name}.npz", allow_pickle=False) as file:
+            prob = {role: file[role] for role in job.fold.parts}
+            return cls(job=job, prob=prob, history=json.loads(str(file["history"])))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Execution:
+    """Where a run's fits are computed; decides the time they take, not the result."""
+
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``cuda``."""
+    workers: int | None = 1
+    """Processes to fit in; None is one per core where that pays. With more than one, a calling
+    script must be guarded by ``if __name__ == "__main__"``, for each process imports it."""
+    progress: Progress | None = None
+    """Called as ``progress(done, total, message)`` after each fit."""
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            msg = f"workers is {self.workers}: give at least 1"
+            raise OptionError(msg)
+
+    def tell(self, done: int, total: int, message: str) -> None:
+        """Report progress to whoever wants to know."""
+        if self.progress is not None:
+            self.progress(done, total, message)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Task:
+    """What all jobs of a run share."""
+
+    head: HeadSpec
+    """What to fit."""
+    recipe: Recipe
+    """How to train it."""
+    heads: Path
+    """Folder for the heads' files."""
+    unfinished: Path
+    """Folder for results."""
+    execution: Execution
+    """Where to compute."""
+
+    def do(self, job: Job, bags: Bags) -> str:
+        """Fit, predict and write; the head's file first, so that a result implies a head."""
+        fold = job.fold
+        head = self.head.fit(
+            bags[fold.train],
+            validation=bags[fold.validation] if len(fold.validation) else None,
+            recipe=self.recipe,
+            seed=job.seed,
+            device=self.execution.device,
+            # One thread: several jobs fill the cores better than one job does, and cores that
+            # others use as well make threads that wait for each other ten times slower.
+            threads=1,
+        )
+        prob = {role: head.predict_proba(bags[rows]) for role, rows in fold.parts.items()}
+        history = [{key: _plain(value) for key, value in row.items()} for row in head.history]
+        head.save(self.heads / f"{job.name}{head.suffix}")
+        Result(job=job, prob=prob, history=history).save(self.unfinished)
+        return _message(job, history)
+
+
+def run_jobs(jobs: Sequence[Job], bags: Bags, task: Task) -> list[Result]:
+    """Do all jobs that have no result yet, and collect the results in the order of the jobs.
+
+    Parameters
+    ----------
+    jobs
+        All fits of the run.
+    bags
+        What the jobs' folds index.
+    task
+        What to fit, how, and where to.
+
+    Raises
+    ------
+    RunError
+        If a worker process dies; results so far are kept.
+    """
+    task.heads.mkdir(exist_ok=True)
+    todo = [job for job in jobs if not (task.unfinished / f"{job.name}.npz").is_file()]
+    done = len(jobs) - len(todo)
+    if done:
+        task.execution.tell(done, len(jobs), f"{done} fits were there already")
+    for message in _do_all(todo, task, bags):
+        done += 1
+        task.execution.tell(done, len(jobs), message)
+    return [Result.load(task.unfinished, job) for job in jobs]
+
+
+def _do_all(todo: list[Job], task: Task, bags: Bags) -> Iterator[str]:
+    """Do the first job here; the rest too, unless more processes are asked for or pay."""
+    workers = task.execution.workers
+    if todo and workers is None:
+        start = time.monotonic()
+        yield task.do(todo[0], bags)
+        todo = todo[1:]
+        seconds = (time.monotonic() - start) * len(todo)
+        workers = _workers_that_pay(seconds, task.execution.device)
+    workers = min(workers or 1, len(todo))
+    if workers < 2:
+        yield from (task.do(job, bags) for job in todo)
+    else:
+        yield from _side_by_side(todo, task, bags, workers)
+
+
+def _workers_that_pay(seconds: float, device: str) -> int:
+    """Count the processes worth starting for work that takes ``seconds`` here."""
+    from zoo.training.threads import available
+
+    cores = available()
+    if seconds * (1 - 1 / cores) < _START_SECONDS:
+        return 1
+    return 1 if _uses_gpu(device) else cores
+
+
+def _uses_gpu(device: str) -> bool:
+    if device == "cpu":
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def _side_by_side(todo: list[Job], task: Task, bags: Bags, workers: int) -> Iterator[str]:
+    """Hand jobs to worker processes; messages come as jobs end."""
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
+    shared = task.unfinished / "embedding.npy"
+    here = dataclasses.replace(task.execution, progress=None)  # stays with the parent
+    with _file(shared, bags.embedding):
+        pool = ProcessPoolExecutor(
+            workers,
+            mp_context=get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(dataclasses.replace(task, execution=here), shared, _light(bags)),
+        )
+        with _stopped(pool):
+            futures = [pool.submit(_work, job) for job in todo]
+            try:
+                for future in as_completed(futures):
+                    yield future.result()
+            except BrokenProcessPool as error:
+                msg = (
+                    "a worker process died, perhaps for want of memory: run the same again with "
+                    "fewer workers; what is finished is kept"
+                )
+                raise RunError(msg) from error
+
+
+@contextlib.contextmanager
+def _file(path: Path, rows: NDArray[np.float32]) -> Iterator[None]:
+    """Keep an array in a file for the time of a block."""
+    np.save(path, rows, allow_pickle=False)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _stopped(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """Drop what has not begun, whatever ends the block."""
+    try:
+        yield
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _light(bags: Bags) -> dict[str, Any]:
+    """Give everything of bags but the embeddings, as arguments of ``Bags.from_arrays``."""
+    return {
+        "offset": bags.offset,
+        "labels": bags.labels,
+        "classes": bags.classes,
+        "image_ids": bags.image_ids,
+        "patient_ids": bags.patient_ids,
+        "coords": bags.coords,
+    }
+
+
+_worker: dict[str, Any] = {}
+"""Task and bags of a worker process; empty everywhere else."""
+
+
+def _start_worker(task: Task, shared: Path, light: dict[str, Any]) -> None:
+    # Before torch and BLAS are loaded, which read it then.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    rows = np.load(shared, mmap_mode="r", allow_pickle=False)
+    _worker.update(task=task, bags=Bags.from_arrays(rows, **light))
+
+
+def _work(job: Job) -> str:
+    message: str = _worker["task"].do(job, _worker["bags"])
+    return message
+
+
+def _plain(value: object) -> object:
+    """Turn numpy scalars into Python's, which JSON knows."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _message(job: Job, history: list[dict[str, Any]]) -> str:
+    where = f"fold {job.fold.number}, seed {job.seed}"
+    last = history[-1].get("validation_macro_f1") if history else None
+    if last is None or last != last:  # noqa: PLR0124 (NaN where nothing validates)
+        return where
+    return f"{where}: validation macro-F1 {last:.3f}"

@@ -1,0 +1,169 @@
+"""Reports: what runs achieved, as one page, one Markdown file and one JSON file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from histostore.errors import HistostoreError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from histostore.cohort import Cohort
+    from histostore.store import FeatureSet
+    from zoo.report.model import Example, PatchCounts, ReportData
+    from zoo.run import Run
+
+__all__ = ["collect", "write_report"]
+
+
+def write_report(
+    run_paths: Iterable[str | Path],
+    out_dir: str | Path,
+    *,
+    cohort: str | Path | None = None,
+    storage_options: dict[str, Any] | None = None,
+) -> Path:
+    """Report on runs and ensembles.
+
+    Writes ``index.html`` (one file, nothing else to load), ``report.md`` (for a pull
+    request) and ``report.json`` (the same numbers for programs). The same runs give the
+    same bytes.
+
+    Parameters
+    ----------
+    run_paths
+        Run and ensemble directories.
+    out_dir
+        Folder to write to; made if needed, earlier reports in it are replaced.
+    cohort
+        Table with the images, where it has moved since the runs were made.
+    storage_options
+        For cohorts, images and stores in a bucket.
+
+    Returns
+    -------
+    path
+        Of ``index.html``.
+
+    Raises
+    ------
+    RunError
+        If there are no runs, or a directory is not one.
+    StorageError
+        If the folder cannot be written.
+
+    Notes
+    -----
+    Where the store or images cannot be read, the report says which and why, and goes on.
+    """
+    from zoo.report.html import to_html
+    from zoo.report.markdown import to_markdown
+    from zoo.report.model import to_json
+
+    out = Path(out_dir)
+    data = collect(run_paths, out_dir=str(out_dir), cohort=cohort, storage_options=storage_options)
+    document = json.dumps(to_json(data), indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "report.json").write_text(document + "\n", encoding="utf-8")
+        (out / "report.md").write_text(to_markdown(data), encoding="utf-8")
+        (out / "index.html").write_text(to_html(data), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{out}: cannot write the report ({error.strerror}); choose another folder") from error  # fmt: skip
+    return out / "index.html"
+
+
+def collect(
+    run_paths: Iterable[str | Path],
+    *,
+    out_dir: str = "report",
+    cohort: str | Path | None = None,
+    storage_options: dict[str, Any] | None = None,
+) -> ReportData:
+    """Gather everything that :func:`write_report` writes; ``out_dir`` is named in a command."""
+    from zoo.report import gather, reproduce
+    from zoo.report.images import choose_examples
+    from zoo.report.model import ReportData
+
+    runs = gather.load_runs(run_paths)
+    views, facts = gather.views(runs), gather.facts(runs)
+    patches, examples, image_notes = _patches(
+        runs, choose_examples(runs[0]), cohort=cohort, storage_options=storage_options
+    )
+    return ReportData(
+        title=gather.title(len(runs), facts.cohort_url),
+        summary=gather.summary(views, facts),
+        facts=facts,
+        runs=views,
+        patches=patches,
+        examples=examples,
+        notes=gather.notes(runs),
+        image_notes=image_notes,
+        commands=reproduce.commands(runs, out_dir),
+        digests=reproduce.digests(runs),
+        versions=reproduce.versions(runs),
+    )
+
+
+def _patches(
+    runs: Sequence[Run],
+    examples: tuple[Example, ...],
+    *,
+    cohort: str | Path | None,
+    storage_options: dict[str, Any] | None,
+) -> tuple[tuple[PatchCounts, ...], tuple[Example, ...], tuple[str, ...]]:
+    """Read stores and images; what cannot be read becomes a note."""
+    from zoo.report.images import illustrate, patch_counts
+
+    notes: list[str] = []
+    opened: dict[tuple[str, str], FeatureSet] = {}
+    counts = []
+    for run in runs:
+        store = run.document.get("store") or {}
+        key = (str(store.get("url") or ""), str(store.get("feature_set") or ""))
+        if key in opened:
+            continue
+        if not all(key):
+            notes.append(f"{run.name} does not record its store, so its patches are not shown")
+            continue
+        try:
+            opened[key] = _feature_set(*key, storage_options)
+        except (HistostoreError, OSError) as error:
+            notes.append(f"Patches of {key[1]} are not shown, the store cannot be read: {error}")
+            continue
+        ids = tuple(dict.fromkeys(str(i) for i in run.predictions["image_id"]))
+        found = patch_counts(opened[key], ids, _augmentation(run))
+        counts += [found] if found else []
+    if not opened:
+        return (), examples, tuple(dict.fromkeys(notes))
+    try:
+        images = _cohort(runs[0], cohort, storage_options)
+    except (HistostoreError, OSError) as error:
+        notes.append(f"No image is shown, the cohort cannot be read: {error}")
+        return tuple(counts), examples, tuple(notes)
+    first = next(iter(opened.values()))
+    drawn, failed = illustrate(
+        examples, images, first,
+        augmentation=_augmentation(runs[0]), storage_options=storage_options,
+    )  # fmt: skip
+    return tuple(counts), drawn, (*notes, *failed)
+
+
+def _augmentation(run: Run) -> str:
+    return str(run.document.get("augmentation") or "identity")
+
+
+def _feature_set(url: str, name: str, storage_options: dict[str, Any] | None) -> FeatureSet:
+    from histostore.store import open_store
+
+    return open_store(url, storage_options).feature_set(name)
+
+
+def _cohort(run: Run, cohort: str | Path | None, storage_options: dict[str, Any] | None) -> Cohort:
+    from histostore.cohort import Cohort
+
+    url = str(cohort) if cohort else str((run.document.get("cohort") or {}).get("url") or "")
+    return Cohort.read(url, storage_options, check_files=False)

@@ -1,0 +1,134 @@
+"""How to make the same numbers again: commands, digests, versions."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from zoo.recipe import known_recipes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from zoo.run import Run
+
+__all__ = ["commands", "digests", "versions"]
+
+
+def commands(runs: Sequence[Run], out_dir: str) -> tuple[str, ...]:
+    """Write the commands that lead to this report, each once, in the order to run them."""
+    documents = [run.document for run in runs]
+    lines = [_build(d) for d in documents if d.get("store") and d.get("cohort")]
+    lines += [_fit(run) for run in runs if not run.is_ensemble]
+    lines += [_ensemble(run) for run in runs if run.is_ensemble]
+    lines.append(_join(["zoo", "report", *(str(run.path) for run in runs), "-o", out_dir]))
+    return tuple(dict.fromkeys(line for line in lines if line))
+
+
+def digests(runs: Sequence[Run]) -> tuple[tuple[str, str], ...]:
+    """List what identifies the inputs, each once."""
+    found: dict[tuple[str, str], None] = {}
+    for run in runs:
+        document = run.document
+        store = document.get("store") or {}
+        cohort, split = document.get("cohort") or {}, document.get("split") or {}
+        name = store.get("feature_set", "")
+        for what, value in (
+            ("cohort", cohort.get("digest")),
+            ("split", split.get("digest")),
+            (f"store snapshot of {name}", store.get("snapshot")),
+        ):
+            if value:
+                found[what, str(value)] = None
+        for member in document.get("members") or ():
+            name = member.get("name") or member.get("run") or member.get("path")
+            if member.get("digest"):
+                found[f"member {name}", str(member["digest"])] = None
+    return tuple(found)
+
+
+def versions(runs: Sequence[Run]) -> tuple[tuple[str, str], ...]:
+    """List the software, with every version that the runs were made with."""
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for name, version in (run.document.get("versions") or {}).items():
+            found.setdefault(str(name), {})[str(version)] = None
+    return tuple((name, ", ".join(found[name])) for name in sorted(found, key=str.casefold))
+
+
+def _build(document: Mapping[str, Any]) -> str:
+    store, cohort = document["store"], document["cohort"]
+    spec = store.get("spec") or {}
+    encoder, grid, tissue = (spec.get(key) or {} for key in ("encoder", "grid", "tissue"))
+    if not encoder.get("name"):
+        return ""
+    words = ["histostore", "build", cohort.get("url", ""), store.get("url", "")]
+    words += ["--encoder", encoder["name"]]
+    for option, value in (
+        ("--patch-size", grid.get("patch_size")),
+        ("--stride", grid.get("stride")),
+        ("--mpp", grid.get("mpp")),
+        ("--tissue", tissue.get("method")),
+        ("--min-tissue", tissue.get("min_tissue")),
+        ("--top-k", tissue.get("top_k")),
+        ("--stain", spec.get("stain")),
+        ("--dtype", spec.get("dtype")),
+        ("--augment", document.get("augmentation")),
+    ):
+        if value is not None:
+            words += [option, str(value)]
+    return _join(words)
+
+
+def _fit(run: Run) -> str:
+    document = run.document
+    store, cohort = document.get("store") or {}, document.get("cohort") or {}
+    head, recipe = document.get("head") or {}, document.get("recipe") or {}
+    split = document.get("split") or {}
+    words = ["zoo", "fit", store.get("url", ""), cohort.get("url", "")]
+    words += ["--head", head.get("name", "")]
+    if recipe.get("name"):
+        words += ["--recipe", recipe["name"]]
+    words += ["--feature-set", store.get("feature_set", "")]
+    words += ["--target", document.get("target", ""), *_split_options(split)]
+    words += ["--seeds", str(len(document.get("seeds") or ()))]
+    for key, value in {**(head.get("settings") or {}), **_changed(recipe)}.items():
+        words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    return _join([*words, "-o", str(run.path)])
+
+
+def _changed(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the settings of a recipe that differ from those that its name stands for."""
+    presets = {preset.name: preset.to_json() for preset, _ in known_recipes()}
+    plain = presets.get(str(recorded.get("name")), {})
+    missing = object()
+    return {
+        key: value
+        for key, value in recorded.items()
+        if plain.get(key, missing) != value and key != "name"
+    }
+
+
+def _split_options(split: Mapping[str, Any]) -> list[str]:
+    method = str(split.get("method", ""))
+    if "leave" in method:
+        return ["--folds", "leave-one-patient-out"]
+    if method == "column":
+        return ["--split", str(split.get("column") or "COLUMN")]
+    options = ["--folds", str(split.get("n_folds", ""))]
+    if int(split.get("repeats") or 1) > 1:
+        options += ["--repeats", str(split["repeats"])]
+    return options
+
+
+def _ensemble(run: Run) -> str:
+    document = run.document
+    members = [str(m.get("path") or m.get("run")) for m in document.get("members") or ()]
+    rule = document.get("rule") or (document.get("head") or {}).get("settings", {}).get("rule")
+    options = ["--rule", str(rule)] if rule else []
+    return _join(["zoo", "ensemble", *members, *options, "-o", str(run.path)])
+
+
+def _join(words: Sequence[object]) -> str:
+    return shlex.join([str(word) for word in words])

@@ -1,0 +1,193 @@
+"""Short phrases about runs and splits, shared by the page and the Markdown file."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from zoo.metrics import METRICS
+from zoo.report.text import bracket, count, duration, number, signed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from zoo.report.model import Difference, Facts, Interval, RunView
+
+__all__ = [
+    "difference",
+    "image_words",
+    "member_name",
+    "metric_order",
+    "percent",
+    "run_words",
+    "score",
+    "seed_sd",
+    "seed_spread",
+    "seed_words",
+    "spec_rows",
+    "split_words",
+    "wrapped",
+]
+
+
+def difference(told: Difference) -> tuple[str, str]:
+    """Write a difference with its p-value, and its interval."""
+    p = "p < 0.001" if told.p < 0.001 else f"p = {number(told.p)}"
+    return f"{signed(told.value)} ({p})", f"[{signed(told.low)}, {signed(told.high)}]"
+
+
+def image_words(facts: Facts) -> str:
+    """Say how many images of how many patients there are, and how many were left out."""
+    words = count(facts.n_images, "labelled image")
+    words += f" of {count(facts.n_patients, 'patient')}" if facts.has_patients else ""
+    if facts.n_unlabelled:
+        words += f"; {count(facts.n_unlabelled, 'image')} without a label left out"
+    if facts.n_test != facts.n_images:
+        words += f"; {facts.n_test} of them judged"
+    return words
+
+
+def percent(part: int, whole: int) -> str:
+    """Write a share in whole per cent.
+
+    Examples
+    --------
+    >>> percent(1, 3), percent(0, 0)
+    ('33 %', '–')
+    """
+    return f"{100 * part / whole:.0f} %" if whole else "–"
+
+
+def score(interval: Interval | None, digits: int = 3) -> str:
+    """Write a value with its interval on one line."""
+    if interval is None:
+        return "–"
+    return f"{number(interval.value, digits)} {bracket(interval, digits)}".rstrip()
+
+
+def split_words(split: Mapping[str, Any]) -> str:
+    """Describe a split.
+
+    Examples
+    --------
+    >>> split_words({"method": "k-fold", "n_folds": 5, "repeats": 2, "seed": 0, "digest": "ab" * 32})
+    'k-fold, 5 folds, 2 repeats, seed 0, digest abababababab'
+    """
+    if not split:
+        return "not recorded"
+    words = [str(split.get("method", "unknown method"))]
+    if split.get("n_folds"):
+        words.append(count(int(split["n_folds"]), "fold"))
+    if int(split.get("repeats") or 1) > 1:
+        words.append(count(int(split["repeats"]), "repeat"))
+    if split.get("seed") is not None:
+        words.append(f"seed {split['seed']}")
+    if split.get("digest"):
+        words.append(f"digest {str(split['digest'])[:12]}")
+    return ", ".join(words)
+
+
+def seed_words(seeds: Sequence[int]) -> str:
+    """List seeds, briefly where they are a range.
+
+    Examples
+    --------
+    >>> seed_words((0, 1, 2, 3)), seed_words((0, 7)), seed_words(())
+    ('4 (0 to 3)', '2 (0, 7)', 'none recorded')
+    """
+    if not seeds:
+        return "none recorded"
+    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
+        return f"{len(seeds)} ({seeds[0]} to {seeds[-1]})"
+    return f"{len(seeds)} ({', '.join(map(str, seeds))})"
+
+
+def run_words(run: RunView) -> str:
+    """Describe a run in one line."""
+    words = [f"rule {rule}"] if run.is_ensemble and (rule := run.settings.get("rule")) else []
+    if run.is_ensemble:
+        words.append(count(len(run.members), "member"))
+    else:
+        words += [f"Head {run.head}"] if run.head else []
+        words += [f"recipe {run.recipe['name']}"] if run.recipe.get("name") else []
+        words += [count(len(run.seeds), "seed")] if run.seeds else []
+        words += [count(run.learning.n_fits, "fit")] if run.learning.n_fits else []
+    words += [run.feature_set] if run.feature_set else []
+    words.append(duration(run.seconds))
+    return " · ".join(words)
+
+
+def metric_order(run: RunView) -> tuple[str, ...]:
+    """List the metrics of a run: the known ones in the order of reports, then others."""
+    there = {**run.test, **run.validation}
+    return (*(m for m in METRICS if m in there), *sorted(set(there) - set(METRICS)))
+
+
+def seed_sd(run: RunView) -> str:
+    """Write the spread of macro-F1 over seeds; a dash where there is one seed only."""
+    interval = run.test.get("macro_f1")
+    if interval is None or len(interval.seeds) < 2:
+        return "–"
+    return number(interval.seed_sd)
+
+
+def seed_spread(interval: Interval | None) -> str:
+    """Write mean ± standard deviation over seeds; a dash where there is one seed only."""
+    if interval is None or len(interval.seeds) < 2:
+        return "–"
+    return f"{number(interval.seed_mean)} ± {number(interval.seed_sd)}"
+
+
+def member_name(member: Mapping[str, Any]) -> str:
+    """Name a member of an ensemble."""
+    return str(member.get("name") or member.get("run") or member.get("path") or "unnamed")
+
+
+def wrapped(command: str, most: int = 88) -> str:
+    """Break a command line between its words, as a shell reads it.
+
+    Examples
+    --------
+    >>> print(wrapped("zoo report a b -o 'my report'", most=16))
+    zoo report a b \\
+        -o \\
+        'my report'
+    """
+    lines: list[str] = []
+    for word in shlex.split(command):
+        quoted = shlex.quote(word)
+        if lines and len(lines[-1]) + len(quoted) + 3 <= most:
+            lines[-1] += f" {quoted}"
+        else:
+            lines.append(quoted if not lines else f"    {quoted}")
+    return " \\\n".join(lines)
+
+
+def spec_rows(spec: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Describe how a feature set was made, in the order of making it.
+
+    Examples
+    --------
+    >>> spec_rows({"grid": {"patch_size": 224, "stride": 112, "mpp": None}})
+    (('Patches', '224 px, every 112 px'),)
+    """
+    encoder, grid, tissue = (spec.get(key) or {} for key in ("encoder", "grid", "tissue"))
+    rows = []
+    if grid.get("patch_size"):
+        size, stride = grid["patch_size"], grid.get("stride")
+        words = f"{size} px" + (f", every {stride} px" if stride and stride != size else "")
+        rows.append(("Patches", words + (f", at {grid['mpp']:g} µm/px" if grid.get("mpp") else "")))
+    if tissue.get("method"):
+        words = str(tissue["method"])
+        if words != "none":
+            words += f", at least {100 * float(tissue.get('min_tissue') or 0):g} % tissue"
+        words += f", best {tissue['top_k']}" if tissue.get("top_k") else ""
+        rows.append(("Tissue filter", words))
+    if spec.get("stain"):
+        rows.append(("Stain normalisation", str(spec["stain"])))
+    if encoder.get("name"):
+        rows.append(("Encoder", f"{encoder['name']}, {encoder.get('precision', '')}".rstrip(", ")))
+        rows.append(("Weights", str(encoder.get("weights", "none"))))
+    if spec.get("n_features"):
+        rows.append(("Features", f"{spec['n_features']}, stored as {spec.get('dtype', '')}"))
+    return tuple(rows)

@@ -1,0 +1,338 @@
+"""Runs: the directory that one ``zoo fit`` or ``zoo ensemble`` leaves behind, format 1.
+
+::
+
+    RUN/run.json             what was run, on what, and the metrics with intervals; written last
+    RUN/predictions.parquet  image_id, patient_id, fold, seed, role, target, prob_<class>…
+    RUN/history.parquet      fold, seed, epoch, losses and metrics of training
+    RUN/heads/<fold>-<seed>.*   fitted heads, no pickle among them (a run, not an ensemble)
+
+A directory without ``run.json`` is no run. While one is being made, ``RUN/unfinished/`` says
+of what, so that the same command takes up where it was stopped and another one is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histostore.errors import StorageError
+from histostore.provenance import versions
+from zoo.errors import RunError
+from zoo.predictions import FIXED_COLUMNS, ROLES, Predictions, average, measure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import pandas as pd
+
+    from zoo.heads.base import Head
+
+__all__ = [
+    "HISTORY_COLUMNS",
+    "Run",
+    "begin",
+    "write_run",
+]
+
+FORMAT = 1
+"""Version of the directory's layout."""
+
+HISTORY_COLUMNS = (
+    "fold",
+    "seed",
+    "epoch",
+    "train_loss",
+    "train_macro_f1",
+    "train_accuracy",
+    "validation_loss",
+    "validation_macro_f1",
+    "validation_accuracy",
+    "overfit_gap",
+)
+"""Columns of ``history.parquet``; ``overfit_gap`` is train − validation macro-F1."""
+
+_UNFINISHED = "unfinished"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Run:
+    """A finished run or ensemble."""
+
+    path: Path
+    """Its directory."""
+    document: dict[str, Any]
+    """``run.json``."""
+    predictions: pd.DataFrame
+    """``predictions.parquet``."""
+    history: pd.DataFrame
+    """``history.parquet``; without rows for an ensemble."""
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Run:
+        """Read a run directory.
+
+        Raises
+        ------
+        RunError
+            If it is not a finished run, of a newer format, or its files contradict each other.
+        """
+        folder = Path(path)
+        document = _read_document(folder)
+        run = cls(
+            path=folder,
+            document=document,
+            predictions=_read_table(folder / "predictions.parquet"),
+            history=_read_table(folder / "history.parquet"),
+        )
+        problems = _problems(run)
+        if problems:
+            raise RunError(f"{folder} is damaged: {problems[0]}", problems=problems)
+        return run
+
+    @property
+    def name(self) -> str:
+        """What the run is called in tables."""
+        return str(self.document["name"])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the probabilities."""
+        return tuple(self.document["classes"])
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether the directory combines other runs."""
+        return bool(self.document["kind"] == "ensemble")
+
+    def probabilities(self, role: str = "test", *, seed: int | None = None) -> Predictions:
+        """Average each image's predictions over seeds, repeats and folds of one role.
+
+        Parameters
+        ----------
+        role
+            ``train``, ``validation`` or ``test``.
+        seed
+            Only this seed's.
+        """
+        frame = self.predictions[self.predictions["role"] == role]
+        if seed is not None:
+            frame = frame[frame["seed"] == seed]
+        return average(frame, self.classes)
+
+    def test_probabilities(self) -> Predictions:
+        """Average each image's out-of-fold predictions over seeds and repeats."""
+        return self.probabilities("test")
+
+    def head_paths(self) -> dict[tuple[int, int], Path]:
+        """Find the fitted heads: (fold, seed) to file; none for an ensemble."""
+        return {_fold_and_seed(path): path for path in _head_files(self.path)}
+
+    def load_heads(self) -> dict[tuple[int, int], Head]:
+        """Read all fitted heads: (fold, seed) to head.
+
+        Raises
+        ------
+        RunError
+            If a file is not a head of ours, or there is none.
+        """
+        from zoo.heads.catalog import load_head
+
+        paths = self.head_paths()
+        if not paths:
+            members = [str(member["path"]) for member in self.document.get("members", ())]
+            where = f"use its members: {', '.join(members)}" if members else "fit it again"
+            raise RunError(f"{self.path} holds no heads: {where}")
+        return {key: load_head(path) for key, path in sorted(paths.items())}
+
+
+def begin(path: str | os.PathLike[str], plan: Mapping[str, Any]) -> Path:
+    """Claim a directory for a run, or take up one that was stopped.
+
+    Parameters
+    ----------
+    path
+        The run's directory: new, empty, or an unfinished run of the same plan.
+    plan
+        Everything that decides the result, as JSON values.
+
+    Returns
+    -------
+    Path
+        Folder for what is not finished yet; :func:`write_run` removes it.
+
+    Raises
+    ------
+    RunError
+        If the directory holds anything else.
+    StorageError
+        If it cannot be written.
+    """
+    folder = Path(path)
+    written = folder / _UNFINISHED / "plan.json"
+    if written.is_file() and not (folder / "run.json").exists():
+        known = _read_json(written)
+        differing = [key for key in {**known, **plan} if known.get(key) != plan.get(key)]
+        if differing:
+            raise RunError(
+                f"{folder} holds an unfinished run with another {', '.join(sorted(differing))}: "
+                "give another directory, or delete this one"
+            )
+        return written.parent
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            what = "a finished run" if (folder / "run.json").exists() else "other files"
+            raise RunError(f"{folder} holds {what}: give another directory, or delete this one")
+        written.parent.mkdir(parents=True)
+        _write_json(written, dict(plan))
+    except OSError as error:
+        raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
+    return written.parent
+
+
+def write_run(
+    path: str | os.PathLike[str],
+    document: Mapping[str, Any],
+    predictions: pd.DataFrame,
+    history: pd.DataFrame,
+) -> Run:
+    """Write a run's tables, then ``run.json``, each at once, and read the run back.
+
+    Parameters
+    ----------
+    path
+        Directory that :func:`begin` has claimed.
+    document
+        What :mod:`zoo.fit` or :mod:`zoo.ensemble` knows; format, versions, time and metrics
+        are added here.
+    predictions, history
+        The tables.
+    """
+    folder = Path(path)
+    classes = tuple(document["classes"])
+    told = {
+        "format": FORMAT,
+        **document,
+        "versions": versions(),
+        "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "metrics": measure(predictions, classes),
+    }
+    try:
+        _write_table(folder / "predictions.parquet", predictions)
+        _write_table(folder / "history.parquet", history)
+        _write_json(folder / "run.json", told)
+        shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
+    except OSError as error:
+        raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
+    return Run.load(folder)
+
+
+def _read_document(folder: Path) -> dict[str, Any]:
+    if not (folder / "run.json").is_file():
+        stopped = (folder / _UNFINISHED / "plan.json").is_file()
+        why = "it was stopped before its end: fit it again" if stopped else "it has no run.json"
+        raise RunError(f"{folder} is not a run: {why}")
+    document = _read_json(folder / "run.json")
+    version = document.get("format")
+    if not isinstance(version, int) or document.get("kind") not in {"run", "ensemble"}:
+        raise RunError(f"{folder / 'run.json'} was not written by zoo: it names no format and kind")
+    if version > FORMAT:
+        raise RunError(
+            f"{folder} has format {version}, this version reads up to {FORMAT}: upgrade histostore"
+        )
+    classes = document.get("classes")
+    if not (isinstance(classes, list) and classes and all(isinstance(c, str) for c in classes)):
+        raise RunError(f"{folder / 'run.json'} is damaged: classes must be a list of names")
+    if not isinstance(document.get("name"), str):
+        raise RunError(f"{folder / 'run.json'} is damaged: it has no name")
+    return document
+
+
+def _problems(run: Run) -> list[str]:
+    """Find what contradicts the document, or makes no sense."""
+    frame = run.predictions
+    columns = (*FIXED_COLUMNS, *(f"prob_{name}" for name in run.classes))
+    missing = [name for name in columns if name not in frame.columns]
+    if missing:
+        return [f"predictions.parquet lacks {', '.join(missing)}"]
+    problems = []
+    roles = sorted(set(frame["role"].unique()) - set(ROLES), key=str)
+    if roles:
+        problems.append(f"predictions.parquet has role {roles[0]!r}, known are {', '.join(ROLES)}")
+    if not (frame["role"] == "test").any():
+        problems.append("predictions.parquet has no test row")
+    strange = sorted(set(frame["target"].unique()) - set(run.classes), key=str)
+    if strange:
+        problems.append(f"predictions.parquet has target {strange[0]!r}, not among the classes")
+    if not _are_probabilities(frame[list(columns[len(FIXED_COLUMNS) :])]):
+        problems.append("predictions.parquet holds rows that are not probabilities")
+    lacking = [name for name in HISTORY_COLUMNS if name not in run.history.columns]
+    if lacking:
+        problems.append(f"history.parquet lacks {', '.join(lacking)}")
+    return problems
+
+
+def _are_probabilities(frame: pd.DataFrame) -> bool:
+    try:
+        prob = frame.to_numpy(dtype=np.float64)
+    except (TypeError, ValueError):
+        return False
+    return bool(np.all(prob >= 0) and np.allclose(prob.sum(axis=1), 1.0, atol=1e-4))
+
+
+def _head_files(folder: Path) -> Iterator[Path]:
+    for path in sorted((folder / "heads").glob("*-*.*")):
+        fold, _, rest = path.name.partition("-")
+        if fold.isdigit() and rest.split(".")[0].isdigit():
+            yield path
+
+
+def _fold_and_seed(path: Path) -> tuple[int, int]:
+    fold, _, rest = path.name.partition("-")
+    return int(fold), int(rest.split(".")[0])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+    if not isinstance(document, dict):
+        raise RunError(f"{path} was not written by zoo: it holds no JSON object")
+    return document
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    if not path.is_file():
+        raise RunError(f"{path.parent} is damaged: it has no {path.name}")
+    try:
+        return pd.read_parquet(path, engine="pyarrow")
+    except (OSError, ValueError) as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RunError(f"{path} cannot be read: {line}") from error
+
+
+def _write_table(path: Path, frame: pd.DataFrame) -> None:
+    hidden = path.with_name(f".{path.name}.tmp")
+    frame.to_parquet(hidden, engine="pyarrow", index=False)
+    hidden.replace(path)
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write and force to disk, then rename, so that the file is there whole or not at all."""
+    hidden = path.with_name(f".{path.name}.tmp")
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    with hidden.open("w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    hidden.replace(path)

@@ -1,0 +1,221 @@
+"""Intervals and differences by resampling patients.
+
+Images of a patient are not independent, so whole patients are drawn (the cluster bootstrap,
+Davison & Hinkley 1997, §3.8). Two runs are compared on the same draws.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from histostore.errors import OptionError
+from zoo.metrics import METRICS, Scorer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Difference", "Interval", "bootstrap", "paired_bootstrap", "patient_draws"]
+
+N_RESAMPLES = 2000
+"""Resamples of an interval."""
+
+LEVEL = 0.95
+"""Share of resamples inside an interval."""
+
+_CHUNK_WEIGHTS = 2_000_000
+"""Weights held at a time: 16 MB, whatever the cohort's size."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """A metric with its percentile interval; None where it is undefined."""
+
+    value: float | None
+    """The metric of the images as they are."""
+    low: float | None
+    """Lower end."""
+    high: float | None
+    """Upper end."""
+
+    def to_json(self) -> dict[str, float | None]:
+        """Write the three numbers as JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """How far one run is from another on the same images; None where undefined."""
+
+    value: float | None
+    """First minus second."""
+    low: float | None
+    """Lower end of the percentile interval."""
+    high: float | None
+    """Upper end."""
+    p: float | None
+    """Two-sided bootstrap p of no difference; never below 2 / (resamples + 1)."""
+
+    def to_json(self) -> dict[str, float | None]:
+        """Write the four numbers as JSON."""
+        return dataclasses.asdict(self)
+
+
+def patient_draws(
+    patient_ids: Sequence[str] | NDArray[np.object_],
+    *,
+    n_resamples: int = N_RESAMPLES,
+    seed: int = 0,
+) -> Iterator[NDArray[np.float64]]:
+    """Draw patients with replacement; yield how often each image counts.
+
+    Patients are numbered by name, so the order of rows plays no part.
+
+    Parameters
+    ----------
+    patient_ids
+        Patient of each image.
+    n_resamples
+        Resamples in all.
+    seed
+        Decides the draws.
+
+    Yields
+    ------
+    weights
+        ``(resample, image)``, a bounded number of resamples at a time.
+    """
+    patients, place = np.unique(np.array(patient_ids, dtype=str), return_inverse=True)
+    if not len(patients) or n_resamples < 1:
+        msg = f"{len(patients)} patients and {n_resamples=}: both must be at least 1"
+        raise OptionError(msg)
+    n = len(patients)
+    rng = np.random.default_rng(seed)
+    step = max(1, _CHUNK_WEIGHTS // len(place))
+    for start in range(0, n_resamples, step):
+        size = min(step, n_resamples - start)
+        drawn = rng.integers(n, size=(size, n)) + np.arange(size)[:, None] * n
+        counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
+        yield counts[:, place].astype(np.float64)
+
+
+def bootstrap(
+    y_true: ArrayLike,
+    prob: ArrayLike,
+    patient_ids: Sequence[str] | NDArray[np.object_],
+    *,
+    n_resamples: int = N_RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Compute every metric with its interval over patients.
+
+    Resamples in which a metric is undefined are left out of its interval; where that is
+    more than half of them, the interval is None.
+
+    Parameters
+    ----------
+    y_true
+        True class of each image, ``(image,)`` integers.
+    prob
+        Probabilities, ``(image, class)``.
+    patient_ids
+        Patient of each image.
+    n_resamples, level, seed
+        Resamples, share of them inside the interval, and what decides the draws.
+
+    Examples
+    --------
+    >>> y, prob = [0, 0, 1, 1], [[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.1, 0.9]]
+    >>> bootstrap(y, prob, ["p1", "p2", "p3", "p4"])["accuracy"]
+    Interval(value=0.75, low=0.25, high=1.0)
+    """
+    scorer = Scorer(y_true, prob)
+    values = scorer(np.ones((1, scorer.n_images)))
+    draws = _draws([scorer], patient_ids, n_resamples, seed)[0]
+    intervals = {}
+    for name in METRICS:
+        low, high = _percentiles(draws[name], level)
+        intervals[name] = Interval(value=_number(values[name][0]), low=low, high=high)
+    return intervals
+
+
+def paired_bootstrap(
+    y_true: ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
+    patient_ids: Sequence[str] | NDArray[np.object_],
+    *,
+    n_resamples: int = N_RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> dict[str, Difference]:
+    """Compare two sets of probabilities for the same images, by the same draws of patients.
+
+    p is twice the smaller share of resamples on one side of zero, each share counted with
+    one added to both sides of the fraction (Davison & Hinkley 1997, eq. 4.11), at most 1.
+
+    Parameters
+    ----------
+    y_true
+        True class of each image, ``(image,)`` integers.
+    first, second
+        Probabilities, ``(image, class)``.
+    patient_ids
+        Patient of each image.
+    n_resamples, level, seed
+        As for :func:`bootstrap`.
+    """
+    scorers = [Scorer(y_true, first), Scorer(y_true, second)]
+    one = np.ones((1, scorers[0].n_images))
+    value_a, value_b = (scorer(one) for scorer in scorers)
+    draws_a, draws_b = _draws(scorers, patient_ids, n_resamples, seed)
+    differences = {}
+    for name in METRICS:
+        draws = draws_a[name] - draws_b[name]
+        low, high = _percentiles(draws, level)
+        differences[name] = Difference(
+            value=_number(value_a[name][0] - value_b[name][0]), low=low, high=high, p=_p(draws)
+        )
+    return differences
+
+
+def _draws(
+    scorers: list[Scorer],
+    patient_ids: Sequence[str] | NDArray[np.object_],
+    n_resamples: int,
+    seed: int,
+) -> list[dict[str, NDArray[np.float64]]]:
+    """Metrics of every resample, for each scorer on the same draws."""
+    chunks: list[list[dict[str, NDArray[np.float64]]]] = [[] for _ in scorers]
+    for weights in patient_draws(patient_ids, n_resamples=n_resamples, seed=seed):
+        for scorer, found in zip(scorers, chunks, strict=True):
+            found.append(scorer(weights))
+    return [
+        {name: np.concatenate([chunk[name] for chunk in found]) for name in METRICS}
+        for found in chunks
+    ]
+
+
+def _percentiles(draws: NDArray[np.float64], level: float) -> tuple[float | None, float | None]:
+    defined = draws[~np.isnan(draws)]
+    if len(defined) * 2 <= len(draws):
+        return None, None
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _p(draws: NDArray[np.float64]) -> float | None:
+    defined = draws[~np.isnan(draws)]
+    if len(defined) * 2 <= len(draws):
+        return None
+    below, above = np.count_nonzero(defined <= 0), np.count_nonzero(defined >= 0)
+    return float(min(1.0, 2 * (min(below, above) + 1) / (len(defined) + 1)))
+
+
+def _number(value: np.float64) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,120 @@
+"""Two layouts of a batch of bags, one set of operations.
+
+A head is written once, against the operations of a layout, and works on both:
+
+- :class:`Padded`: rows ``(bag, patch, ·)``, short bags filled up, a mask says what is real;
+- :class:`Packed`: rows ``(row, ·)``, the patches of all bags one after the other, with offsets.
+
+Per-patch layers (linear, norm, activation) act on the last axis and need no layout. Bags of
+like size are quicker padded, uneven ones packed: the arithmetic on padding is left out. Both
+give the same numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Layout", "Packed", "Padded"]
+
+
+class Layout(Protocol):
+    """Which row belongs to which bag."""
+
+    def softmax(self, scores: Tensor) -> Tensor:
+        """Turn scores, one per row, into weights that sum to 1 over each bag's real rows."""
+
+    def sum(self, weights: Tensor, rows: Tensor) -> Tensor:
+        """Add up ``weights · rows`` over each bag: ``(bag, feature)``."""
+
+    def mean(self, rows: Tensor) -> Tensor:
+        """Average each bag's real rows: ``(bag, feature)``."""
+
+    def spread(self, per_bag: Tensor) -> Tensor:
+        """Give ``(bag, feature)`` in a shape that broadcasts against rows."""
+
+    def real(self, per_row: Tensor) -> Tensor:
+        """Give one value per real row, bag after bag: ``(row,)``."""
+
+
+class Padded:
+    """Bags filled up to one length.
+
+    Parameters
+    ----------
+    mask
+        ``(bag, patch)`` bool, True where a patch is real; at least one per bag.
+    """
+
+    __slots__ = ("mask",)
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+
+    def softmax(self, scores: Tensor) -> Tensor:
+        """Turn scores ``(bag, patch)`` into weights ``(bag, patch)``, 0 on padding."""
+        return scores.masked_fill(~self.mask, -torch.inf).softmax(dim=1)
+
+    def sum(self, weights: Tensor, rows: Tensor) -> Tensor:
+        """Add up weights ``(bag, patch)`` · rows ``(bag, patch, feature)``."""
+        return torch.bmm(weights.unsqueeze(1), rows).squeeze(1)
+
+    def mean(self, rows: Tensor) -> Tensor:
+        """Average rows ``(bag, patch, feature)`` over the real ones."""
+        real = self.mask.to(rows.dtype)
+        return self.sum(real / real.sum(dim=1, keepdim=True), rows)
+
+    def spread(self, per_bag: Tensor) -> Tensor:
+        """Give ``(bag, 1, feature)``."""
+        return per_bag.unsqueeze(1)
+
+    def real(self, per_row: Tensor) -> Tensor:
+        """Give the values ``(bag, patch)`` that are no padding, ``(row,)``."""
+        return per_row[self.mask]
+
+
+class Packed:
+    """Bags one after the other.
+
+    Parameters
+    ----------
+    lengths
+        ``(bag,)`` int64, rows per bag; at least one each.
+    """
+
+    __slots__ = ("bag", "lengths")
+
+    def __init__(self, lengths: Tensor) -> None:
+        self.lengths = lengths
+        bags = torch.arange(len(lengths), device=lengths.device)
+        self.bag = bags.repeat_interleave(lengths)  # (row,)
+
+    def softmax(self, scores: Tensor) -> Tensor:
+        """Turn scores ``(row,)`` into weights ``(row,)``."""
+        # The maximum only keeps exp in range and cancels out, so it needs no gradient.
+        with torch.no_grad():
+            top = scores.new_full((len(self.lengths),), -torch.inf)
+            top = top.scatter_reduce(0, self.bag, scores, "amax")
+        powers = (scores - top[self.bag]).exp()
+        total = powers.new_zeros(len(self.lengths)).index_add(0, self.bag, powers)
+        return powers / total[self.bag]
+
+    def sum(self, weights: Tensor, rows: Tensor) -> Tensor:
+        """Add up weights ``(row,)`` · rows ``(row, feature)``."""
+        total = rows.new_zeros(len(self.lengths), rows.shape[-1])
+        return total.index_add(0, self.bag, weights.unsqueeze(-1) * rows)
+
+    def mean(self, rows: Tensor) -> Tensor:
+        """Average rows ``(row, feature)`` of each bag."""
+        share = self.lengths.to(rows.dtype).reciprocal()
+        return self.sum(share[self.bag], rows)
+
+    def spread(self, per_bag: Tensor) -> Tensor:
+        """Give ``(row, feature)``."""
+        return per_bag.index_select(0, self.bag)
+
+    def real(self, per_row: Tensor) -> Tensor:
+        """Give the values ``(row,)`` as they are."""
+        return per_row
