@@ -124,14 +124,28 @@ def histostore_group() -> None:
 @click.option("--patch-size", default=256, show_default=True, help="Patch edge in pixels.")
 @click.option("--stride", type=int, help="Distance of patches in pixels; default: their edge.")
 @click.option("--mpp", type=float, help="µm per pixel of the patches; default: as the image is.")
-@click.option("--tissue", default="hsv", show_default=True, type=click.Choice(["hsv", "otsu", "none"]))
+@click.option(
+    "--tissue", default="hsv", show_default=True, type=click.Choice(["hsv", "otsu", "none"])
+)
 @click.option("--min-tissue", default=0.1, show_default=True, help="Least tissue share of a patch.")
 @click.option("--top-k", type=int, metavar="K", help="Keep the K patches with most tissue.")
-@click.option("--augment", default="identity", show_default=True, help="Views, e.g. identity,rot90 or d4.")
+@click.option(
+    "--augment", default="identity", show_default=True, help="Views, e.g. identity,rot90 or d4."
+)
 @click.option("--stain", default="none", show_default=True, type=click.Choice(["none"]))
-@click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float16", "float32"]))
-@click.option("--precision", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16", "float16"]), help="Arithmetic of the encoder.")
-@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option(
+    "--dtype", default="float32", show_default=True, type=click.Choice(["float16", "float32"])
+)
+@click.option(
+    "--precision",
+    default="float32",
+    show_default=True,
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Arithmetic of the encoder.",
+)
+@click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
+)
 @click.option("--batch-size", type=int, help="Patches per call of the encoder.")
 @click.option("--threads", type=int, help="Threads of the encoder; default: all cores.")
 @click.option("--workers", type=int, help="Processes on this machine, one thread each.")
@@ -167,7 +181,7 @@ def build(cohort: str, store: str, shard: str | None, limit: int | None, as_json
     return SOME_FAILED if report.failed else 0
 
 
-def _build_options(  # noqa: PLR0913
+def _build_options(
     *,
     encoder: str,
     weights: str | None,
@@ -266,12 +280,22 @@ def _build_progress() -> Any:
 def info(store: str, storage_options: dict[str, Any], as_json: bool) -> None:
     """Say what STORE holds: feature sets, images, patches, what failed."""
     from histostore.store import open_store
+    from histostore.store.describe import describe
 
     found = [
-        features.describe()
+        describe(features)
         for features in open_store(store, storage_options=storage_options).values()
     ]
-    columns = ("name", "encoder", "n_features", "dtype", "n_images", "n_patches", "n_fragments", "n_failed")
+    columns = (
+        "name",
+        "encoder",
+        "n_features",
+        "dtype",
+        "n_images",
+        "n_patches",
+        "n_fragments",
+        "n_failed",
+    )
     text = _table([{key: row[key] for key in columns} for row in found])
     _print({"url": store, "feature_sets": found}, text, as_json=as_json)
 
@@ -284,9 +308,9 @@ def info(store: str, storage_options: dict[str, Any], as_json: bool) -> None:
 def ls(store: str, feature_set: str | None, storage_options: dict[str, Any], as_json: bool) -> None:
     """List the images in a feature set of STORE."""
     from histostore.store import open_store
+    from histostore.store.describe import list_images
 
-    features = open_store(store, storage_options=storage_options).feature_set(feature_set)
-    rows = features.list_images()
+    rows = list_images(open_store(store, storage_options).feature_set(feature_set))
     _print(rows, _table(rows), as_json=as_json)
 
 
@@ -294,9 +318,11 @@ def ls(store: str, feature_set: str | None, storage_options: dict[str, Any], as_
 @json_option
 def encoders(as_json: bool) -> None:
     """List the encoders there are."""
+    from dataclasses import asdict
+
     from histostore.encoders.catalog import known_encoders
 
-    rows = [card.to_json() for card in known_encoders()]
+    rows = [asdict(card) for card in known_encoders()]
     columns = ("name", "n_features", "input_px", "licence", "summary")
     shown = [{key: "" if row[key] is None else row[key] for key in columns} for row in rows]
     _print(rows, _table(shown), as_json=as_json)
@@ -305,7 +331,9 @@ def encoders(as_json: bool) -> None:
 @histostore_group.command()
 @click.argument("layout", type=click.Choice(["folder", "breakhis", "bach", "lymphoma"]))
 @click.argument("folder", type=click.Path())
-@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="Table to write.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(dir_okay=False), help="Table to write."
+)
 @json_option
 def cohort(layout: str, folder: str, output: str, as_json: bool) -> None:
     """Make a cohort table from FOLDER, laid out as LAYOUT says."""
@@ -331,41 +359,66 @@ def zoo_group() -> None:
 @click.argument("store")
 @click.argument("cohort")
 @click.option("--head", required=True, metavar="NAME", help="See: zoo heads.")
-@click.option("--recipe", default="default", show_default=True, metavar="NAME", help="See: zoo recipes.")
+@click.option(
+    "--recipe", default="default", show_default=True, metavar="NAME", help="See: zoo recipes."
+)
 @feature_set_option
 @click.option("--target", default="label", show_default=True, help="Column of COHORT to predict.")
-@click.option("--augmentation", default="identity", show_default=True, help="Stored view to train on.")
+@click.option(
+    "--augmentation", default="identity", show_default=True, help="Stored view to train on."
+)
 @click.option("--folds", default="5", show_default=True, metavar="K|leave-one-patient-out")
-@click.option("--split", "split_column", metavar="COLUMN", help="Column with train, validation, test; instead of --folds.")
+@click.option(
+    "--split",
+    "split_column",
+    metavar="COLUMN",
+    help="Column with train, validation, test; instead of --folds.",
+)
 @click.option("--repeats", default=1, show_default=True, help="Deal the folds anew, this often.")
 @click.option("--split-seed", default=0, show_default=True, help="Decides the folds.")
 @click.option("--seeds", default=1, show_default=True, help="Fits per fold, seeds 0, 1, …")
-@click.option("--set", "settings", multiple=True, callback=_key_values, metavar="KEY=VALUE", help="A setting of the head or the recipe; may be repeated.")
-@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    callback=_key_values,
+    metavar="KEY=VALUE",
+    help="A setting of the head or the recipe; may be repeated.",
+)
+@click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
+)
 @click.option("--workers", type=int, help="Processes to fit in; default: what pays.")
-@click.option("-o", "--output", required=True, type=click.Path(file_okay=False), help="Directory for the run.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(file_okay=False), help="Directory for the run."
+)
 @storage_option
 @json_option
-def fit(store: str, cohort: str, head: str, recipe: str, feature_set: str | None, settings: dict[str, Any], output: str, storage_options: dict[str, Any], as_json: bool, **how: Any) -> None:  # fmt: skip
+def fit(store: str, cohort: str, head: str, recipe: str, feature_set: str | None, target: str, augmentation: str, settings: dict[str, Any], seeds: int, device: str, workers: int | None, output: str, storage_options: dict[str, Any], as_json: bool, **dealing: Any) -> None:  # fmt: skip
     """Fit a head to the images of COHORT in STORE, over all folds and seeds."""
     from histostore.cohort import Cohort
     from histostore.store import open_store
-    from zoo.fit import fit_run
+    from zoo.bags import Bags
     from zoo.configure import configure
+    from zoo.fit import Execution, fit_run, make_split
 
     spec, chosen = configure(head, recipe, settings)
     features = open_store(store, storage_options=storage_options).feature_set(feature_set)
     images = Cohort.read(_absolute(cohort), storage_options=storage_options, check_files=False)
+    bags = Bags(features, images, target, augmentation)
+    if bags.n_unlabelled:
+        click.echo(f"{bags.n_unlabelled:,} images without {target!r} are left out", err=True)
+    split = make_split(bags, images, **dealing)
     with _steps("fitting") as progress:
         run = fit_run(
-            features,
-            images,
+            bags,
             spec,
+            split=split,
             recipe=chosen,
+            seeds=seeds,
             out=output,
             store_url=_absolute(store),
-            progress=progress,
-            **how,
+            execution=Execution(device=device, workers=workers, progress=progress),
         )
     _print(run.document, _say_run(run), as_json=as_json)
 
@@ -414,16 +467,13 @@ def heads(as_json: bool) -> None:
     """List the heads and what each can be told."""
     from zoo.heads.catalog import known_heads
 
-    rows = [
-        {"name": card.name, "summary": card.summary, "source": card.source}
-        for card in known_heads()
-    ]
-    if as_json:
-        rows = [
-            {**row, "settings": card.settings()}
-            for row, card in zip(rows, known_heads(), strict=True)
-        ]
-    _print(rows, _table(rows), as_json=as_json)
+    cards = known_heads()
+    rows = [{"name": card.name, "summary": card.summary, "source": card.source} for card in cards]
+    if not as_json:
+        click.echo(_table(rows))
+        return
+    document = [{**row, "settings": card.settings()} for row, card in zip(rows, cards, strict=True)]
+    _print(document, "", as_json=True)
 
 
 @zoo_group.command()
@@ -476,7 +526,13 @@ def _steps(what: str) -> Any:
     from contextlib import contextmanager
 
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     @contextmanager
     def show() -> Iterator[Callable[[int, int, str], None]]:

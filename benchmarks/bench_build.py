@@ -29,7 +29,9 @@ def bare_forward(encoder, pixels) -> None:
         encoder.encode(pixels[start : start + encoder.batch_size])
 
 
-def question(name: str, encoder_name: str, weights: str | None, target: float, n_images: int) -> Ratio:
+def question(
+    name: str, encoder_name: str, weights: str | None, target: float, n_images: int
+) -> Ratio:
     options = BuildOptions(
         encoder=EncoderOptions(name=encoder_name, weights=weights),
         grid=PatchGrid(patch_size=PATCH),

@@ -46,8 +46,16 @@ class Case:
 
 CASES = (
     Case(name="2,000 × 12 × 384 f32", n_images=2000, n_patches=12, n_features=384, dtype="float32"),
-    Case(name="2,000 × 100 × 384 f32", n_images=2000, n_patches=100, n_features=384, dtype="float32"),
-    Case(name="20 × 10,000 × 1,024 f16", n_images=20, n_patches=10_000, n_features=1024, dtype="float16"),
+    Case(
+        name="2,000 × 100 × 384 f32", n_images=2000, n_patches=100, n_features=384, dtype="float32"
+    ),
+    Case(
+        name="20 × 10,000 × 1,024 f16",
+        n_images=20,
+        n_patches=10_000,
+        n_features=1024,
+        dtype="float16",
+    ),
 )
 SMOKE = (
     Case(name="100 × 12 × 64 f32", n_images=100, n_patches=12, n_features=64, dtype="float32"),
@@ -65,7 +73,7 @@ def run(*, smoke: bool) -> list[dict[str, Any]]:
 
 
 def _measure(case: Case, folder: Path, *, turns: int) -> list[dict[str, Any]]:
-    embedding, offset = _write(case, folder)
+    embedding = _write(case, folder)
     n_rows, n_features = embedding.shape
     ids = [f"image-{image:05d}" for image in range(case.n_images)]
 
@@ -116,7 +124,9 @@ def _measure(case: Case, folder: Path, *, turns: int) -> list[dict[str, Any]]:
     return results
 
 
-def _best(ours: Callable[[], object], theirs: Callable[[], object], turns: int) -> tuple[float, float]:
+def _best(
+    ours: Callable[[], object], theirs: Callable[[], object], turns: int
+) -> tuple[float, float]:
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(turns):
         for side, call in zip(times, (ours, theirs), strict=True):
@@ -126,7 +136,7 @@ def _best(ours: Callable[[], object], theirs: Callable[[], object], turns: int) 
     return min(times[0]), min(times[1])
 
 
-def _write(case: Case, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def _write(case: Case, folder: Path) -> np.ndarray:
     rng = np.random.default_rng(0)
     n_rows = case.n_images * case.n_patches
     embedding = rng.standard_normal((n_rows, case.n_features), np.float32).astype(case.dtype)
@@ -165,7 +175,7 @@ def _write(case: Case, folder: Path) -> tuple[np.ndarray, np.ndarray]:
             ),
             {},
         )
-    return embedding, offset
+    return embedding
 
 
 def _write_h5(path: Path, features: np.ndarray, coords: np.ndarray) -> None:

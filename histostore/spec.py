@@ -113,7 +113,11 @@ class FeatureSpec:
     def canonical(self) -> str:
         """Give the one text that stands for this specification: sorted, compact JSON."""
         return json.dumps(
-            self.to_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+            self.to_json(),
+            sort_keys=True,
+            separators=(",", ":"),
+            ensure_ascii=False,
+            allow_nan=False,
         )
 
     @property

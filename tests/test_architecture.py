@@ -14,7 +14,9 @@ SOURCES = sorted([*ROOT.glob("histostore/**/*.py"), *ROOT.glob("zoo/**/*.py")])
 HEAVY = ("torch", "tensorflow", "sklearn", "lightgbm", "dask", "distributed", "matplotlib", "numba")
 
 
-@pytest.mark.parametrize("path", [*SOURCES, ROOT / "cli.py"], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [*SOURCES, ROOT / "cli.py"], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_files_and_functions_are_short(path):
     text = path.read_text()
     assert text.count("\n") <= (560 if path.name == "cli.py" else 400)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from zoo.bags import Bags
     from zoo.compare import compare
     from zoo.ensemble import ensemble
-    from zoo.fit import fit_bags, fit_run
+    from zoo.fit import fit_run, make_split
     from zoo.heads.catalog import known_heads, load_head, spec
     from zoo.recipe import Recipe, known_recipes, recipe
     from zoo.report import write_report
@@ -37,11 +37,11 @@ _HOMES = {
     "Split": "zoo.split",
     "compare": "zoo.compare",
     "ensemble": "zoo.ensemble",
-    "fit_bags": "zoo.fit",
     "fit_run": "zoo.fit",
     "known_heads": "zoo.heads.catalog",
     "known_recipes": "zoo.recipe",
     "load_head": "zoo.heads.catalog",
+    "make_split": "zoo.fit",
     "recipe": "zoo.recipe",
     "spec": "zoo.heads.catalog",
     "write_report": "zoo.report",
@@ -53,11 +53,11 @@ __all__ = [
     "Split",
     "compare",
     "ensemble",
-    "fit_bags",
     "fit_run",
     "known_heads",
     "known_recipes",
     "load_head",
+    "make_split",
     "recipe",
     "spec",
     "write_report",

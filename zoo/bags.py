@@ -266,8 +266,6 @@ class Bags:
         self.augmentation = augmentation
         self.source = {}
 
-    # ------------------------------------------------------------------ what is in them
-
     @property
     def embedding(self) -> NDArray[np.float32]:
         """Embeddings of all bags one after the other, ``(patch, feature)`` float32."""
@@ -328,8 +326,6 @@ class Bags:
         # Row k of bag i is starts[i] + k: repeat what each bag adds to a running count.
         shift = starts - self.offset[:-1]
         return np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(shift, lengths)
-
-    # ------------------------------------------------------------------ as a sequence
 
     def __len__(self) -> int:
         return len(self._choice)

@@ -63,7 +63,9 @@ def configure(
 
 def _complain(key: str, head: str, owners: list[str], known: dict[str, set[str]]) -> str:
     if owners:
-        return f"{key!r} is a setting of the head and of the recipe: write head.{key} or recipe.{key}"
+        return (
+            f"{key!r} is a setting of the head and of the recipe: write head.{key} or recipe.{key}"
+        )
     return (
         f"unknown setting {key!r}; head {head} knows {', '.join(sorted(known['head']))}; "
         f"recipes know {', '.join(sorted(known['recipe']))}"

@@ -17,7 +17,7 @@ from histostore.synthetic import load_truth, make_cohort
 from zoo.bags import Bags
 from zoo.ensemble import ensemble
 from zoo.errors import RunError
-from zoo.fit import fit_run
+from zoo.fit import fit_run, make_split
 from zoo.heads.catalog import spec
 from zoo.localise import attention_auroc
 from zoo.recipe import recipe
@@ -104,17 +104,17 @@ def run_demo(
     say("2/4 embedding their patches with texture (the first time, its kernels are compiled)")
     options = BuildOptions(grid=PatchGrid(patch_size=PATCH_PX), tissue=TissueFilter(min_tissue=0.1))
     build(cohort, store_url, options)
-    features = histostore.open(store_url).feature_set()
+    bags = Bags(histostore.open(store_url).feature_set(), cohort)
+    split = make_split(bags, folds=folds)
     runs = []
     for head, preset in MEMBERS:
         say(f"3/4 fitting {head}: {folds} folds, {seeds} seeds")
         runs.append(
             fit_run(
-                features,
-                cohort,
+                bags,
                 spec(head),
+                split=split,
                 recipe=recipe(preset),
-                folds=folds,
                 seeds=seeds,
                 out=folder / "runs" / head,
                 store_url=store_url,
@@ -130,7 +130,7 @@ def run_demo(
             run.name: run.document["metrics"]["test"]["macro_f1"]["value"]
             for run in (*runs, together)
         },
-        attention_auroc=attention_auroc(runs[0], Bags(features, cohort), load_truth(folder)),
+        attention_auroc=attention_auroc(runs[0], bags, load_truth(folder)),
         seconds=time.monotonic() - began,
     )
 

@@ -44,9 +44,10 @@ def out_of_fold_attention(run: Run, bags: Bags) -> dict[str, NDArray[np.float64]
     sums: dict[str, NDArray[np.float64]] = {}
     times: dict[str, int] = defaultdict(int)
     heads = run.load_heads()
-    for (fold, seed), rows in tested.groupby(["fold", "seed"]):
+    for (fold, seed), head in heads.items():
+        rows = tested[(tested["fold"] == fold) & (tested["seed"] == seed)]
         ids = [image_id for image_id in rows["image_id"] if image_id in row_of]
-        found = heads[int(fold), int(seed)].attention(bags[[row_of[name] for name in ids]])
+        found = head.attention(bags[[row_of[name] for name in ids]])
         for image_id, weights in zip(ids, found, strict=True):
             sums[image_id] = sums.get(image_id, 0.0) + weights
             times[image_id] += 1
@@ -80,7 +81,9 @@ def attention_auroc(run: Run, bags: Bags, truth: pd.DataFrame) -> float:
 
     planted = {
         (image_id, int(x), int(y)): bool(value)
-        for image_id, x, y, value in truth[["image_id", "x", "y", "planted"]].itertuples(index=False)
+        for image_id, x, y, value in truth[["image_id", "x", "y", "planted"]].itertuples(
+            index=False
+        )
     }
     attention = out_of_fold_attention(run, bags)
     areas = []

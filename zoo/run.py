@@ -26,6 +26,7 @@ import numpy as np
 from histostore.errors import StorageError
 from histostore.provenance import versions
 from zoo.errors import RunError
+from zoo.metrics import METRICS
 from zoo.predictions import FIXED_COLUMNS, ROLES, Predictions, average, measure
 
 if TYPE_CHECKING:
@@ -250,9 +251,25 @@ def _read_document(folder: Path) -> dict[str, Any]:
     classes = document.get("classes")
     if not (isinstance(classes, list) and classes and all(isinstance(c, str) for c in classes)):
         raise RunError(f"{folder / 'run.json'} is damaged: classes must be a list of names")
-    if not isinstance(document.get("name"), str):
-        raise RunError(f"{folder / 'run.json'} is damaged: it has no name")
+    problem = _document_problem(document)
+    if problem:
+        raise RunError(f"{folder / 'run.json'} is damaged: {problem}")
     return document
+
+
+def _document_problem(document: dict[str, Any]) -> str:
+    """Say what a document lacks that tables and reports rely on."""
+    if not isinstance(document.get("name"), str):
+        return "it has no name"
+    seeds = document.get("seeds")
+    if not isinstance(seeds, list) or not seeds:
+        return "it has no seeds"
+    metrics = document.get("metrics")
+    test = metrics.get("test") if isinstance(metrics, dict) else None
+    known = test if isinstance(test, dict) else {}
+    if not all(isinstance(known.get(name), dict) for name in METRICS):
+        return "it has no test metrics"
+    return ""
 
 
 def _problems(run: Run) -> list[str]:

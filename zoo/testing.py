@@ -292,8 +292,8 @@ def _history_has_its_columns(case: _Case) -> None:
 
 def _three_classes_and_uneven_bags_are_learnt(case: _Case) -> None:
     classes = ("a", "b", "c")
-    train = toy_bags(90, seed=6, classes=classes, longest=40)
-    test = toy_bags(60, seed=7, classes=classes, longest=40)
+    train = toy_bags(90, seed=6, classes=classes, longest=20)
+    test = toy_bags(60, seed=7, classes=classes, longest=20)
     found = case.spec.fit(train, test, case.recipe).predict_proba(test).argmax(axis=1)
     share = float(np.mean(found == test.labels))
     _must(share > 0.9, f"three separate classes are told apart in only {share:.0%}")

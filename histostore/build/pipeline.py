@@ -169,7 +169,7 @@ def _finish(image: EncodedImage | Failure) -> EncodedImage | Failure:
     return _failure(image.job, "the encoder gave values that are not finite")
 
 
-def _feed(  # noqa: PLR0913
+def _feed(
     batch: _Batch,
     encoder: Encoder,
     image: EncodedImage,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from threading import Event
@@ -15,7 +16,7 @@ from histostore.build.report import BuildReport, Counter
 from histostore.build.unit import UnitTask, build_unit, encoder_of
 from histostore.cohort import Cohort
 from histostore.errors import MissingExtra, OptionError
-from histostore.files import stat_many
+from histostore.files import Source, stat_many
 from histostore.provenance import versions
 from histostore.spec import FeatureSpec
 from histostore.store import open_store
@@ -34,7 +35,7 @@ UNITS_AT_ONCE = 2
 """Units in work on one machine: one reads and writes while the other is encoded."""
 
 
-def build(  # noqa: PLR0913
+def build(
     cohort: Cohort | str,
     store_url: str,
     options: BuildOptions | None = None,
@@ -156,29 +157,35 @@ def _jobs(cohort: Cohort, storage: dict[str, Any]) -> list[ImageJob]:
     """Join the cohort's rows with what its sources are now."""
     sources = cohort.sources or stat_many(cohort.urls, storage)
     return [
-        ImageJob(image_id=image_id, source=sources[url], mpp=mpp)
+        ImageJob(
+            image_id=image_id,
+            # A file that is gone fails when it is read, with its reason.
+            source=sources.get(url) or Source(url=url, size=None, version=None),
+            mpp=mpp,
+        )
         for image_id, url, mpp in zip(cohort.image_ids, cohort.urls, cohort.mpp, strict=True)
     ]
 
 
 def _on_threads(tasks: Sequence[UnitTask], counter: Counter) -> Sequence[UnitResult]:
     """Run units on Dask's threads; when one fails or Ctrl-C comes, the others end early."""
-    import dask
+    from dask.base import compute
+    from dask.delayed import delayed
 
     stop = Event()
 
     def on_image(image: EncodedImage | Failure) -> None:
-        failed = isinstance(image, Failure)
-        counter.add(
-            n_images=1, n_patches=0 if failed else image.n_patches, n_failed=int(failed)
-        )
+        if isinstance(image, Failure):
+            counter.add(n_images=1, n_patches=0, n_failed=1)
+        else:
+            counter.add(n_images=1, n_patches=image.n_patches, n_failed=0)
 
     work = [
-        dask.delayed(partial(build_unit, task, on_image=on_image, stopped=stop.is_set))()
+        delayed(partial(build_unit, task, on_image=on_image, stopped=stop.is_set))()
         for task in tasks
     ]
     try:
-        results: Sequence[UnitResult] = dask.compute(
+        results: Sequence[UnitResult] = compute(  # type: ignore[no-untyped-call]
             *work, scheduler="threads", num_workers=UNITS_AT_ONCE
         )
     finally:
@@ -191,17 +198,19 @@ def _on_cluster(
 ) -> Sequence[UnitResult]:
     """Run units on ``dask.distributed``: a scheduler that is there, or processes of our own."""
     try:
-        from distributed import Client, LocalCluster, as_completed
+        import distributed
     except ImportError:
         raise MissingExtra.named("distributed", extra="cluster") from None
 
-    cluster = scheduler or LocalCluster(
-        n_workers=workers, threads_per_worker=1, dashboard_address=None
-    )
-    results = []
-    with Client(cluster) as client:
-        futures = client.map(build_unit, tasks, pure=False, retries=2)
-        for future in as_completed(futures):
+    with ExitStack() as stack:
+        # distributed is not typed.
+        library: Any = distributed
+        address = scheduler or stack.enter_context(
+            library.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+        )
+        client = stack.enter_context(library.Client(address))
+        results = []
+        for future in library.as_completed(client.map(build_unit, tasks, pure=False, retries=2)):
             result: UnitResult = future.result()
             results.append(result)
             counter.add(
@@ -209,6 +218,4 @@ def _on_cluster(
                 n_patches=result.n_patches,
                 n_failed=len(result.failed),
             )
-    if not scheduler:
-        cluster.close()
     return results

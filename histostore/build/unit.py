@@ -109,9 +109,9 @@ def _settle(commits: Sequence[Future[str]]) -> None:
 @lru_cache(maxsize=4)
 def _feature_set(store_url: str, name: str, storage_options: str) -> FeatureSet:
     """Open a feature set once per process."""
-    return open_store(
-        store_url, storage_options=json.loads(storage_options), mode="a"
-    ).feature_set(name)
+    return open_store(store_url, storage_options=json.loads(storage_options), mode="a").feature_set(
+        name
+    )
 
 
 class _OneAtATime:

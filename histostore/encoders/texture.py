@@ -98,11 +98,13 @@ _PREPROCESSING: dict[str, Any] = {
 }
 
 
-def _encode_patch(patch: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Describe one contiguous patch ``(y, x, 3)``; 275 values in the order of their names."""
-    size = patch.shape[0]
-    planes = np.empty((len(CHANNELS), size * size))
-    images = np.empty((len(_IMAGES), size, size), np.uint8)
+def _encode_patch(
+    patch: NDArray[np.uint8], planes: NDArray[np.float64], images: NDArray[np.uint8]
+) -> NDArray[np.float64]:
+    """Describe one contiguous patch ``(y, x, 3)``; 275 values in the order of their names.
+
+    ``planes`` ``(7, y * x)`` and ``images`` ``(2, y, x)`` are scratch space.
+    """
     channels(patch, planes, images[0])
     summary = summaries(planes)  # (channel, moments + percentiles)
     n_moments = len(MOMENTS)
@@ -120,9 +122,12 @@ def _encode_patch(patch: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 def _encode_some(patches: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
     """Fill the rows ``out`` with the features of ``patches``."""
+    size = patches.shape[1]
+    planes = np.empty((len(CHANNELS), size * size))
+    images = np.empty((len(_IMAGES), size, size), np.uint8)
     for patch, row in zip(patches, out, strict=True):
         # A copy always: kernels are compiled for contiguous, writable arrays alone.
-        row[:] = _encode_patch(np.array(patch, np.uint8, order="C"))
+        row[:] = _encode_patch(np.array(patch, np.uint8, order="C"), planes, images)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -246,7 +246,7 @@ class _LocalFile:
 
 
 class RemoteBackend:
-    """Objects behind an fsspec driver: S3, Google, Azure, memory, …
+    """Objects behind an fsspec driver: S3, Google, Azure, memory and others.
 
     Its puts are atomic where the driver's are, as those of object stores.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +17,8 @@ from histostore.store.loading import load_array
 from histostore.store.shards import ShardRead, plan_reads, read_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Mapping, Sequence
+
     import dask.array as da
     from numpy.typing import NDArray
 
@@ -127,9 +128,9 @@ class PatchIndex(Index):
         y: NDArray[np.int32],
         x: NDArray[np.int32],
     ) -> None:
-        self._names = names
-        self._codes = codes
-        self._places = {"y": y, "x": x}
+        self.names = names
+        self.codes = codes
+        self.places = {"y": y, "x": x}
         self._code_of = {name: code for code, name in enumerate(names)}
         self._sorted = bool((np.diff(codes) >= 0).all())
 
@@ -153,8 +154,8 @@ class PatchIndex(Index):
     ) -> Self:
         """Join the indexes of data sets that are joined along ``patch``."""
         del dim
-        codes, names = pd.factorize(np.concatenate([each._names[each._codes] for each in indexes]))
-        y, x = (np.concatenate([each._places[level] for each in indexes]) for level in ("y", "x"))
+        codes, names = pd.factorize(np.concatenate([each.names[each.codes] for each in indexes]))
+        y, x = (np.concatenate([each.places[level] for each in indexes]) for level in ("y", "x"))
         if positions is not None:
             order = np.argsort(np.concatenate([np.asarray(each) for each in positions]))
             codes, y, x = codes[order], y[order], x[order]
@@ -164,21 +165,19 @@ class PatchIndex(Index):
         self, variables: Mapping[Any, xr.Variable] | None = None
     ) -> dict[Hashable, xr.Variable]:
         """Give the coordinates that the index stands for."""
-        values = {"image_id": self._names[self._codes], **self._places}
+        values = {"image_id": self.names[self.codes], **self.places}
         attrs = {name: variable.attrs for name, variable in (variables or {}).items()}
         return {name: xr.Variable(_DIM, values[name], attrs.get(name)) for name in _LEVELS}
 
-    def isel(
-        self, indexers: Mapping[Any, int | slice | NDArray[Any] | xr.Variable]
-    ) -> Self | None:
+    def isel(self, indexers: Mapping[Any, int | slice | NDArray[Any] | xr.Variable]) -> Self | None:
         """Follow a selection by position; one patch alone needs no index."""
         chosen = indexers.get(_DIM, slice(None))
         if isinstance(chosen, xr.Variable):
             chosen = chosen.values
         if not isinstance(chosen, slice) and np.ndim(chosen) != 1:
             return None
-        y, x = self._places["y"][chosen], self._places["x"][chosen]
-        return type(self)(self._names, self._codes[chosen], y, x)
+        y, x = self.places["y"][chosen], self.places["x"][chosen]
+        return type(self)(self.names, self.codes[chosen], y, x)
 
     def sel(self, labels: dict[Any, Any], **options: Any) -> Any:
         """Turn labels into positions.
@@ -193,10 +192,10 @@ class PatchIndex(Index):
         if options.get("method") is not None or options.get("tolerance") is not None:
             raise OptionError("patches are selected exactly: leave method and tolerance out")
         found = self._images(labels.get("image_id", slice(None)))
-        for level, places in self._places.items():
+        for level, places in self.places.items():
             if level in labels:
                 kept = _matches(level, places[found], labels[level])
-                found = np.arange(len(self._codes))[found][kept]
+                found = np.arange(len(self.codes))[found][kept]
         return IndexSelResult({_DIM: found})
 
     def _images(self, label: Any) -> slice | NDArray[np.intp]:
@@ -207,31 +206,29 @@ class PatchIndex(Index):
         values = _plain(label)
         if isinstance(values, str):
             return self._image(values)
-        everything = np.arange(len(self._codes))
+        everything = np.arange(len(self.codes))
         parts = [everything[self._image(name)] for name in values]
         return np.concatenate([np.empty(0, np.intp), *parts])
 
     def _image(self, name: str) -> slice | NDArray[np.intp]:
         code = self._code_of.get(name)
         if code is None:
-            raise NotFound(f"no image {name!r} in this data set of {len(self._names)} images")
+            raise NotFound(f"no image {name!r} in this data set of {len(self.names)} images")
         if self._sorted:
-            start, stop = np.searchsorted(self._codes, [code, code + 1])
+            start, stop = np.searchsorted(self.codes, [code, code + 1])
             return slice(int(start), int(stop))
-        return np.flatnonzero(self._codes == code)
+        return np.flatnonzero(self.codes == code)
 
     def equals(self, other: Index, *, exclude: frozenset[Hashable] | None = None) -> bool:
         """Say whether two indexes hold the same patches in the same order."""
         del exclude
         return (
             isinstance(other, PatchIndex)
-            and np.array_equal(self._names[self._codes], other._names[other._codes])
-            and all(np.array_equal(self._places[at], other._places[at]) for at in self._places)
+            and np.array_equal(self.names[self.codes], other.names[other.codes])
+            and all(np.array_equal(self.places[at], other.places[at]) for at in self.places)
         )
 
-    def rename(
-        self, name_dict: Mapping[Any, Hashable], dims_dict: Mapping[Any, Hashable]
-    ) -> Self:
+    def rename(self, name_dict: Mapping[Any, Hashable], dims_dict: Mapping[Any, Hashable]) -> Self:
         """Refuse new names: labels are told apart by the old ones."""
         taken = [name for name in (*_LEVELS,) if name in name_dict] + [
             name for name in dims_dict if name == _DIM

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from histostore.errors import OptionError
 from histostore.store.layout import (
     ARRAYS,
     ChunkPlan,
@@ -30,11 +29,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from histostore.store.fragment import Fragment
+    from histostore.store.layout import Encoding
 
-__all__ = ["CODECS", "ArrayEncoder", "encoders"]
-
-CODECS = ("none", "zstd")
-"""What may stand between the bytes of a chunk and their checksum."""
+__all__ = ["ArrayEncoder", "encoders"]
 
 _filters = threading.Lock()
 
@@ -59,19 +56,19 @@ class ArrayEncoder:
         One of :data:`~histostore.store.layout.ARRAYS`.
     values
         The whole array; texts as an object array.
-    codec
-        One of :data:`CODECS`.
+    encoding
+        How to cut and pack it.
     """
 
-    def __init__(self, name: str, values: NDArray[Any], *, codec: str = "none") -> None:
+    def __init__(self, name: str, values: NDArray[Any], encoding: Encoding) -> None:
         from zarr.storage import MemoryStore
 
         self.name = name
         self._values = values
         self._memory: dict[str, Any] = {}
-        self._plan = _plan(values)
+        self._plan = _plan(values, encoding)
         with _unspecified_strings():
-            self._array = _create(MemoryStore(self._memory), name, values, self._plan, codec)
+            self._array = _create(MemoryStore(self._memory), name, values, self._plan, encoding)
         self.metadata: dict[str, Any] = json.loads(self._take(metadata_path()))
 
     def objects(self) -> Iterator[tuple[str, bytes]]:
@@ -90,27 +87,24 @@ class ArrayEncoder:
         return content
 
 
-def _plan(values: NDArray[Any]) -> ChunkPlan:
+def _plan(values: NDArray[Any], encoding: Encoding) -> ChunkPlan:
     if values.ndim == 3:
         views, patches, features = values.shape
-        return plan_chunks((views, patches, features), values.itemsize)
-    column = plan_column(values.shape, values.itemsize)
-    return ChunkPlan(chunk=column, shard=column)
+        return plan_chunks((views, patches, features), values.itemsize, encoding)
+    return plan_column(values.shape[0], values.itemsize, encoding)
 
 
 def _create(
-    memory: Any, name: str, values: NDArray[Any], plan: ChunkPlan, codec: str
+    memory: Any, name: str, values: NDArray[Any], plan: ChunkPlan, encoding: Encoding
 ) -> zarr.Array[Any]:
     import zarr
     from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, VLenUTF8Codec, ZstdCodec
 
-    if codec not in CODECS:
-        raise OptionError(f"{codec=} is not known; use {' or '.join(CODECS)}")
     checksum = Crc32cCodec()
     serialiser: Any = VLenUTF8Codec() if values.dtype == object else BytesCodec()
     codecs: list[Any] = [checksum]
     if values.ndim == 3:
-        packing = [] if codec == "none" else [ZstdCodec(level=1)]
+        packing = [] if encoding.codec == "none" else [ZstdCodec(level=1)]
         serialiser = ShardingCodec(
             chunk_shape=plan.chunk,
             codecs=[serialiser, *packing, checksum],
@@ -135,20 +129,20 @@ def _create(
     )
 
 
-def encoders(fragment: Fragment, *, codec: str = "none") -> Iterator[ArrayEncoder]:
+def encoders(fragment: Fragment, encoding: Encoding) -> Iterator[ArrayEncoder]:
     """Yield an encoder for each array of a fragment, the large one first.
 
     Parameters
     ----------
     fragment
         What to store.
-    codec
-        For the embedding: one of :data:`CODECS`.
+    encoding
+        How to cut and pack the arrays.
     """
     import numpy as np
 
-    yield ArrayEncoder("embedding", fragment.embedding, codec=codec)
-    yield ArrayEncoder("augmentation", np.array(fragment.augmentations, dtype=object))
-    yield ArrayEncoder("image_id", np.array(fragment.image_ids, dtype=object))
+    yield ArrayEncoder("embedding", fragment.embedding, encoding)
+    yield ArrayEncoder("augmentation", np.array(fragment.augmentations, dtype=object), encoding)
+    yield ArrayEncoder("image_id", np.array(fragment.image_ids, dtype=object), encoding)
     for name in ("offset", "y", "x", "tissue"):
-        yield ArrayEncoder(name, getattr(fragment, name))
+        yield ArrayEncoder(name, getattr(fragment, name), encoding)

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from histostore.errors import FormatError, NotFound, OptionError
 from histostore.files import Source
 from histostore.store.layout import build_path, builds_folder, fragments_folder, metadata_path
@@ -24,12 +22,14 @@ from histostore.store.writer import commit_fragment, put_build
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import numpy as np
     import xarray as xr
     from numpy.typing import NDArray
 
     from histostore.spec import FeatureSpec
     from histostore.store.backend import Backend
     from histostore.store.fragment import Fragment
+    from histostore.store.layout import Encoding
     from histostore.store.loading import LoadPlan
     from histostore.store.record import Record
 
@@ -146,7 +146,7 @@ class FeatureSet:
             )
 
     def commit(
-        self, fragment: Fragment, provenance: Mapping[str, Any], *, codec: str = "none"
+        self, fragment: Fragment, provenance: Mapping[str, Any], *, encoding: Encoding | None = None
     ) -> str:
         """Write a fragment and make it count; give its id.
 
@@ -156,8 +156,8 @@ class FeatureSet:
             Embeddings in this feature set.
         provenance
             JSON values that say how it came about.
-        codec
-            ``none``, or ``zstd``: a tenth smaller, several times slower to read.
+        encoding
+            How to cut and pack the embedding; plain chunks of 4 MiB if None.
 
         Raises
         ------
@@ -168,7 +168,7 @@ class FeatureSet:
         """
         self._check_writable()
         record = commit_fragment(
-            self._backend, self.spec, fragment, provenance=provenance, codec=codec
+            self._backend, self.spec, fragment, provenance=provenance, encoding=encoding
         )
         with self._lock:
             self._state = self._state.with_record(record)

@@ -120,8 +120,8 @@ def _name_problems(field: str, names: tuple[str, ...]) -> Iterator[str]:
     if len(set(names)) != len(names):
         yield f"{field} repeats {next(name for name in names if names.count(name) > 1)!r}"
     for name in names:
-        if not isinstance(name, str) or not name:
-            yield f"{field} holds {name!r}, not a text of at least one character"
+        if not name:
+            yield f"{field} holds an empty name"
         elif not _is_utf8(name):
             yield f"{field} holds {name!r}, which UTF-8 cannot express"
 

@@ -42,9 +42,7 @@ class LoadPlan:
     """The view."""
 
 
-def plan_load(
-    snapshot: Snapshot, image_ids: Sequence[str], augmentation: str
-) -> LoadPlan:
+def plan_load(snapshot: Snapshot, image_ids: Sequence[str], augmentation: str) -> LoadPlan:
     """Say where the rows of some images lie; pure.
 
     Parameters
@@ -93,9 +91,7 @@ def _runs(
     return tuple(rows)
 
 
-def load_array(
-    backend: Backend, feature_set: str, plan: LoadPlan, name: str
-) -> NDArray[Any]:
+def load_array(backend: Backend, feature_set: str, plan: LoadPlan, name: str) -> NDArray[Any]:
     """Read the rows of a plan from one array of each fragment, concurrently.
 
     Parameters

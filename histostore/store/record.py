@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from histostore.errors import CorruptError, FormatError, VersionError, summarise
@@ -37,8 +38,9 @@ class StoredObject:
     n_bytes: int
     """Its length."""
 
-    crc32c: str
-    """Its CRC32C, eight hexadecimal digits."""
+    sha256: str
+    """Digest of its content. The CRC32C of a chunk that ends in its own CRC32C is the same
+    number for every chunk, and so would tell nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,11 +159,11 @@ def encode_record(
         "fragment": fragment_id,
         "feature_set": feature_set,
         "image_id": list(fragment.image_ids),
-        "n_patches": [stop - start for start, stop in zip(bounds, bounds[1:], strict=False)],
+        "n_patches": [stop - start for start, stop in pairwise(bounds)],
         "augmentation": list(fragment.augmentations),
         "source": [source.to_json() for source in fragment.sources],
         "flags": [list(flags) for flags in fragment.flags],
-        "objects": {path: [item.n_bytes, item.crc32c] for path, item in objects.items()},
+        "objects": {path: [item.n_bytes, item.sha256] for path, item in objects.items()},
         "provenance": dict(provenance),
     }
     document = {
@@ -250,8 +252,8 @@ def _record(commit: Mapping[str, Any], metadata: Mapping[str, Any]) -> Record:
         flags=tuple(map(tuple, commit["flags"])),
         arrays={name: parse_array(name, document) for name, document in metadata.items()},
         objects={
-            path: StoredObject(n_bytes=n_bytes, crc32c=crc)
-            for path, (n_bytes, crc) in commit["objects"].items()
+            path: StoredObject(n_bytes=n_bytes, sha256=digest)
+            for path, (n_bytes, digest) in commit["objects"].items()
         },
         provenance=commit["provenance"],
         source_documents=tuple(commit["source"]),

@@ -45,7 +45,9 @@ class ShardRead:
     """(position in the object, first row, runs); runs count rows of the array."""
 
 
-def plan_reads(name: str, layout: ArrayLayout, view: int | None, runs: Sequence[Run]) -> list[ShardRead]:
+def plan_reads(
+    name: str, layout: ArrayLayout, view: int | None, runs: Sequence[Run]
+) -> list[ShardRead]:
     """Say which objects to open, and what to take from each; pure.
 
     Parameters
@@ -186,7 +188,7 @@ def _read_whole(stored: StoredBytes, start: int, n_bytes: int, rows: NDArray[Any
         return "it is shorter than its rows"
     # What follows the rows is the padding of the last chunk, and the checksum.
     rest = bytearray(n_bytes - len(inside))
-    if stored.read_into(start, memoryview(inside)) < len(inside):
+    if stored.read_into(start, inside.data) < len(inside):
         return "its object ends inside it"
     if stored.read_into(start + len(inside), memoryview(rest)) < len(rest):
         return "its object ends inside it"
@@ -206,7 +208,7 @@ def _read_parts(
 ) -> str:
     """Read a chunk aside and copy the rows wanted; say what is wrong, if anything."""
     content = np.empty(n_bytes, np.uint8)
-    if stored.read_into(start, memoryview(content)) < n_bytes:
+    if stored.read_into(start, content.data) < n_bytes:
         return "its object ends inside it"
     body = content[:-_CRC_BYTES]
     if google_crc32c.value(body) != int.from_bytes(content[-_CRC_BYTES:].tobytes(), "little"):
@@ -224,7 +226,7 @@ def _read_parts(
 
 
 def _unpack(body: NDArray[np.uint8], compressor: str) -> NDArray[np.uint8]:
-    from numcodecs import get_codec
+    from numcodecs import get_codec  # type: ignore[import-untyped]
 
     content = get_codec({"id": compressor}).decode(body.tobytes())
     return np.frombuffer(content, np.uint8)

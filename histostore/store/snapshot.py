@@ -45,7 +45,9 @@ class Snapshot:
     @cached_property
     def augmentations(self) -> tuple[str, ...]:
         """Views that at least one image has, in order of first appearance."""
-        return tuple(dict.fromkeys(name for record in self.records for name in record.augmentations))
+        return tuple(
+            dict.fromkeys(name for record in self.records for name in record.augmentations)
+        )
 
     @cached_property
     def image_ids(self) -> tuple[str, ...]:

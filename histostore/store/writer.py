@@ -7,16 +7,22 @@ number of writers may commit at once.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
-import google_crc32c
-
 from histostore.errors import HistostoreError, OptionError
 from histostore.store.encoding import encoders
-from histostore.store.layout import build_path, fragment_folder, join, metadata_path, new_id
+from histostore.store.layout import (
+    Encoding,
+    build_path,
+    fragment_folder,
+    join,
+    metadata_path,
+    new_id,
+)
 from histostore.store.record import Record, StoredObject, encode_record, parse_record
 
 if TYPE_CHECKING:
@@ -71,7 +77,7 @@ def commit_fragment(
     fragment: Fragment,
     *,
     provenance: Mapping[str, Any],
-    codec: str = "none",
+    encoding: Encoding | None = None,
 ) -> Record:
     """Write a fragment and make it count.
 
@@ -85,8 +91,8 @@ def commit_fragment(
         What to commit.
     provenance
         JSON values that say how it came about.
-    codec
-        ``none`` or ``zstd``.
+    encoding
+        How to cut and pack the embedding.
 
     Returns
     -------
@@ -109,8 +115,8 @@ def commit_fragment(
     try:
         with ThreadPoolExecutor(backend.threads) as pool:
             writes: set[Future[None]] = set()
-            for path, content in _objects(fragment, codec, metadata):
-                objects[path] = StoredObject(n_bytes=len(content), crc32c=_crc32c(content))
+            for path, content in _objects(fragment, encoding or Encoding(), metadata):
+                objects[path] = StoredObject(n_bytes=len(content), sha256=_sha256(content))
                 writes.add(pool.submit(backend.write, join(folder, path), content))
                 # At most one object per thread is held: memory does not grow with the fragment.
                 if len(writes) >= backend.threads:
@@ -139,10 +145,10 @@ def commit_fragment(
 
 
 def _objects(
-    fragment: Fragment, codec: str, metadata: dict[str, Any]
+    fragment: Fragment, encoding: Encoding, metadata: dict[str, Any]
 ) -> Iterator[tuple[str, bytes]]:
     """Yield every object but the record; fill in the metadata of each array on the way."""
-    for encoder in encoders(fragment, codec=codec):
+    for encoder in encoders(fragment, encoding):
         metadata[encoder.name] = encoder.metadata
         yield from encoder.objects()
 
@@ -171,5 +177,5 @@ def _json(document: Mapping[str, Any], subject: str) -> bytes:
         raise OptionError(f"{subject} is not JSON: {error}") from error
 
 
-def _crc32c(content: bytes) -> str:
-    return f"{google_crc32c.value(content):08x}"
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

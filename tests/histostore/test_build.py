@@ -83,7 +83,10 @@ def test_a_second_build_does_nothing_but_try_the_failed_again(table, tmp_path):
 
 def test_views_added_later_equal_views_built_at_once(table, tmp_path):
     both = BuildOptions(
-        encoder=OPTIONS.encoder, grid=OPTIONS.grid, tissue=OPTIONS.tissue, views=("identity", "rot90")
+        encoder=OPTIONS.encoder,
+        grid=OPTIONS.grid,
+        tissue=OPTIONS.tissue,
+        views=("identity", "rot90"),
     )
     build(table, str(tmp_path / "once"), both)
     build(table, str(tmp_path / "later"), OPTIONS)
@@ -152,9 +155,7 @@ def test_an_embedding_that_float16_cannot_hold_is_refused(table, tmp_path, monke
             return np.full((len(patches), 4), 1e6, np.float32)
 
     monkeypatch.setattr("histostore.build.options.load_encoder", lambda *_, **__: Large())
-    options = BuildOptions(
-        encoder=EncoderOptions(name="large"), grid=OPTIONS.grid, dtype="float16"
-    )
+    options = BuildOptions(encoder=EncoderOptions(name="large"), grid=OPTIONS.grid, dtype="float16")
     with pytest.raises(OptionError, match="float32"):
         build(table, str(tmp_path / "store"), options)
 

@@ -121,7 +121,7 @@ def test_patches_are_resized_whole_to_the_input_of_the_network():
     patches = _patches(2, px=200)
     resized = np.stack(
         [
-            np.asarray(Image.fromarray(p).resize((side, side), Image.Resampling.BICUBIC))
+            np.asarray(Image.fromarray(p).resize((side, side), Image.Resampling.BILINEAR))
             for p in patches
         ]
     )
@@ -338,24 +338,26 @@ def test_the_guard_may_be_called_twice_and_before_anything_else():
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_real_weights_separate_the_lymphomas(real_data):
-    """Mean-pooled 104 px tiles, a ridge classifier, ten folds: published as 0.69."""
-    from sklearn.linear_model import RidgeClassifierCV
+    """Mean-pooled 104 px tiles and a ridge classifier, ten folds: published as 0.69.
+
+    Every second image keeps it short: 0.66 to 0.69 over seeds, and 0.69 to 0.72 with all 374.
+    """
+    from sklearn.linear_model import RidgeClassifier
     from sklearn.model_selection import StratifiedKFold, cross_val_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     weights = real_data / "weights" / "squeezenet1_1_imagenet_features_oihw.npz"
-    encoder = _load("squeezenet1_1", weights=weights, threads=2)
-    paths = sorted((real_data / "lymphoma").glob("*/*.png"))
+    encoder = _load("squeezenet1_1", weights=weights)
+    paths = sorted((real_data / "lymphoma").glob("*/*.png"))[1::2]
     pictures = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
-    rows, columns = pictures.shape[1] // 104, pictures.shape[2] // 104
-    tiles = pictures[:, : rows * 104, : columns * 104].reshape(-1, rows, 104, columns, 104, 3)
-    tiles = tiles.swapaxes(2, 3).reshape(-1, 104, 104, 3)
-    pooled = encoder.encode(tiles).reshape(len(paths), rows * columns, 512).mean(axis=1)
-    assert pooled.shape == (374, 512)
-    model = make_pipeline(StandardScaler(), RidgeClassifierCV(np.logspace(0, 5, 11)))
+    tiles = pictures[:, :312, :416].reshape(-1, 3, 104, 4, 104, 3).swapaxes(2, 3)
+    embedding = encoder.encode(tiles.reshape(-1, 104, 104, 3))
+    assert embedding.shape == (187 * 12, 512)
+    pooled = embedding.reshape(len(paths), 12, 512).mean(axis=1)
     folds = StratifiedKFold(10, shuffle=True, random_state=0)
     labels = np.array([path.parent.name for path in paths])
-    accuracy = cross_val_score(model, pooled, labels, cv=folds).mean()
-    assert accuracy == pytest.approx(0.69, abs=0.05)
+    model = make_pipeline(StandardScaler(), RidgeClassifier(100))
+    assert 0.6 < cross_val_score(model, pooled, labels, cv=folds).mean() < 0.8

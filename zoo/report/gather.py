@@ -59,7 +59,7 @@ def facts(runs: Sequence[Run]) -> Facts:
     """Say what was compared, as the leading run (the first) recorded it."""
     leader = runs[0].document
     store, cohort = leader.get("store") or {}, leader.get("cohort") or {}
-    images = _image_table(runs[0].predictions)
+    images = _image_table(runs)
     y_true = runs[0].test_probabilities().y_true
     share, macro_f1 = majority(y_true)
     created = sorted({str(run.document.get("created", ""))[:10] for run in runs} - {""})
@@ -141,7 +141,7 @@ def notes(runs: Sequence[Run]) -> tuple[str, ...]:
                 f"{prose_list(others)} {verb} another {what} than {leader.name}: "
                 "their numbers cannot be compared with its own."
             )
-    if not _has_patients(_image_table(leader.predictions)):
+    if not _has_patients(_image_table(runs)):
         found.append(
             "The cohort has no patient ids, so every image counts as a patient of its own. Where "
             "patients have several images, folds leak and the intervals are too narrow."
@@ -195,8 +195,14 @@ def _difference(mine: Predictions, leading: Predictions) -> Difference | None:
     )
 
 
-def _image_table(predictions: pd.DataFrame) -> pd.DataFrame:
-    return predictions[["image_id", "patient_id", "target"]].drop_duplicates("image_id")
+def _image_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """List the leader's images; an ensemble keeps no training rows, but its members do."""
+    import pandas as pd
+
+    digest = (runs[0].document.get("cohort") or {}).get("digest")
+    same = [run for run in runs if (run.document.get("cohort") or {}).get("digest") == digest]
+    columns = ["image_id", "patient_id", "target"]
+    return pd.concat([run.predictions[columns] for run in same]).drop_duplicates("image_id")
 
 
 def _has_patients(images: pd.DataFrame) -> bool:

@@ -92,10 +92,33 @@ def _fit(run: Run) -> str:
         words += ["--recipe", recipe["name"]]
     words += ["--feature-set", store.get("feature_set", "")]
     words += ["--target", document.get("target", ""), *_split_options(split)]
+    if document.get("augmentation") not in {None, "identity"}:
+        words += ["--augmentation", document["augmentation"]]
     words += ["--seeds", str(len(document.get("seeds") or ()))]
-    for key, value in {**(head.get("settings") or {}), **_changed(recipe)}.items():
-        words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    words += _settings(head.get("settings") or {}, recipe)
     return _join([*words, "-o", str(run.path)])
+
+
+def _settings(head: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
+    """Write ``--set`` options; a key that head and recipe share says whose it is."""
+    changed = _changed(recipe)
+    words: list[str] = []
+    for owner, mine, others in (("head", head, recipe), ("recipe", changed, head)):
+        for key, value in mine.items():
+            name = f"{owner}.{key}" if key in others else key
+            words += ["--set", f"{name}={_value(value)}"]
+    return words
+
+
+def _value(value: Any) -> str:
+    """Write a value as JSON, but a text as it is, unless it would be taken for JSON."""
+    if not isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    try:
+        json.loads(value)
+    except json.JSONDecodeError:
+        return value
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _changed(recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,6 +140,8 @@ def _split_options(split: Mapping[str, Any]) -> list[str]:
     if method == "column":
         return ["--split", str(split.get("column") or "COLUMN")]
     options = ["--folds", str(split.get("n_folds", ""))]
+    if split.get("seed"):
+        options += ["--split-seed", str(split["seed"])]
     if int(split.get("repeats") or 1) > 1:
         options += ["--repeats", str(split["repeats"])]
     return options

@@ -26,6 +26,7 @@ __all__ = [
     "seed_words",
     "spec_rows",
     "split_words",
+    "unit",
     "wrapped",
 ]
 
@@ -143,23 +144,34 @@ def member_name(member: Mapping[str, Any]) -> str:
     return str(member.get("name") or member.get("run") or member.get("path") or "unnamed")
 
 
+def unit(facts: Facts) -> str:
+    """Name what intervals are drawn over."""
+    return "patients" if facts.has_patients else "images"
+
+
 def wrapped(command: str, most: int = 88) -> str:
-    """Break a command line between its words, as a shell reads it.
+    r"""Break a command line before options, so that it still is one command.
 
     Examples
     --------
-    >>> print(wrapped("zoo report a b -o 'my report'", most=16))
-    zoo report a b \\
-        -o \\
-        'my report'
+    >>> print(wrapped("zoo report a b --set x=1 -o 'my report'", most=24))
+    zoo report a b \
+        --set x=1 \
+        -o 'my report'
     """
-    lines: list[str] = []
+    groups: list[str] = []
     for word in shlex.split(command):
         quoted = shlex.quote(word)
-        if lines and len(lines[-1]) + len(quoted) + 3 <= most:
-            lines[-1] += f" {quoted}"
+        if groups and not word.startswith("-"):
+            groups[-1] += f" {quoted}"
         else:
-            lines.append(quoted if not lines else f"    {quoted}")
+            groups.append(quoted)
+    lines = groups[:1]
+    for group in groups[1:]:
+        if len(lines[-1]) + len(group) + 3 <= most:
+            lines[-1] += f" {group}"
+        else:
+            lines.append(f"    {group}")
     return " \\\n".join(lines)
 
 
