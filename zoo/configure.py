@@ -38,8 +38,8 @@ def configure(
 
     Examples
     --------
-    >>> spec, chosen = configure("logistic", "default", {"strength": 2})
-    >>> spec.strength, chosen.name
+    >>> spec, chosen = configure("logistic", "default", {"inverse_penalty": 2})
+    >>> spec.inverse_penalty, chosen.name
     (2.0, 'default')
     """
     if head not in HEADS:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from histostore.errors import StorageError
 from histostore.files import driver_errors, filesystem, local_path, public_url
 
 if TYPE_CHECKING:
@@ -306,7 +307,11 @@ class RemoteBackend:
     def put(self, path: str, content: bytes) -> None:
         """Put an object by one request, or a multipart one where it is large."""
         with self._errors(path):
-            self._fs.pipe_file(self._path(path), content)
+            try:
+                self._fs.pipe_file(self._path(path), content)
+            except FileNotFoundError as error:
+                # Object stores have no folders: only the bucket itself can be absent.
+                raise StorageError(f"{self.url}: no such bucket; create it first") from error
 
     def discard(self, paths: Iterable[str]) -> None:
         """Remove objects; those that will not go are left to ``gc``."""

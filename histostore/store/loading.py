@@ -41,6 +41,9 @@ class LoadPlan:
     augmentation: str
     """The view."""
 
+    template: Record
+    """A fragment that has the view: what the arrays are like, where no row is wanted."""
+
 
 def plan_load(snapshot: Snapshot, image_ids: Sequence[str], augmentation: str) -> LoadPlan:
     """Say where the rows of some images lie; pure.
@@ -52,7 +55,7 @@ def plan_load(snapshot: Snapshot, image_ids: Sequence[str], augmentation: str) -
     image_ids
         Images, each of which has the view.
     augmentation
-        The view.
+        The view; at least one image has it.
     """
     places = snapshot.places(augmentation)
     found = np.array([places[image_id] for image_id in image_ids], np.int64).reshape(-1, 2)
@@ -75,7 +78,11 @@ def plan_load(snapshot: Snapshot, image_ids: Sequence[str], augmentation: str) -
         for at, members in groups.items()
     )
     return LoadPlan(
-        image_ids=tuple(image_ids), offset=offset, parts=parts, augmentation=augmentation
+        image_ids=tuple(image_ids),
+        offset=offset,
+        parts=parts,
+        augmentation=augmentation,
+        template=snapshot.records[next(iter(places.values()))[0]],
     )
 
 
@@ -115,11 +122,11 @@ def load_array(backend: Backend, feature_set: str, plan: LoadPlan, name: str) ->
     StorageError
         If the storage refuses.
     """
-    layouts = [record.arrays[name] for record, _ in plan.parts]
-    n_rows = int(plan.offset[-1])
-    result = np.empty((n_rows, *layouts[0].shape[2:]), layouts[0].kind)
+    template = plan.template.arrays[name]
+    result = np.empty((int(plan.offset[-1]), *template.shape[2:]), template.kind)
     jobs = []
-    for (record, runs), layout in zip(plan.parts, layouts, strict=True):
+    for record, runs in plan.parts:
+        layout = record.arrays[name]
         folder = fragment_folder(feature_set, record.fragment_id)
         wide = len(layout.shape) == 3
         view = record.augmentations.index(plan.augmentation) if wide else None

@@ -18,7 +18,7 @@ from histostore.errors import CorruptError
 from histostore.store.layout import join
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -59,7 +59,7 @@ def plan_reads(
     view
         Position on the first axis of an embedding; None of a column.
     runs
-        Rows wanted, ascending, not overlapping.
+        Rows wanted; some may be wanted twice.
 
     Returns
     -------
@@ -67,40 +67,29 @@ def plan_reads(
         One per object.
     """
     axis = 0 if view is None else 1
-    n_rows, rows = layout.shape[axis], layout.chunk[axis]
+    rows = layout.chunk[axis]
     per_shard = layout.shard[axis] // rows
     shard_views = 1 if view is None else layout.shard[0]
     reads: dict[str, list[tuple[int, int, tuple[Run, ...]]]] = {}
-    for chunk, wanted in _by_chunk(runs, rows):
+    for chunk, wanted in _by_chunk(runs, rows).items():
         at, inner = divmod(chunk, per_shard)
         if view is None:
             path = f"{name}/c.{at}"
         else:
             path = f"{name}/c.{view // shard_views}.{at}.0"
             inner += view % shard_views * per_shard
-        reads.setdefault(path, []).append((inner, chunk * rows, wanted))
-    if runs and runs[-1][1] > n_rows:
-        raise IndexError(f"row {runs[-1][1] - 1} of {n_rows} in array {name}")
+        reads.setdefault(path, []).append((inner, chunk * rows, tuple(wanted)))
     return [ShardRead(path=path, chunks=tuple(chunks)) for path, chunks in reads.items()]
 
 
-def _by_chunk(runs: Sequence[Run], rows: int) -> Iterator[tuple[int, tuple[Run, ...]]]:
+def _by_chunk(runs: Sequence[Run], rows: int) -> dict[int, list[Run]]:
     """Cut runs at the bounds of chunks of ``rows`` rows, and group them by chunk."""
-    pending: list[Run] = []
-    current = -1
+    chunks: dict[int, list[Run]] = {}
     for first, stop, to in runs:
-        start, target = first, to
-        while start < stop:
-            chunk = start // rows
-            if chunk != current:
-                if pending:
-                    yield current, tuple(pending)
-                pending, current = [], chunk
-            end = min(stop, (chunk + 1) * rows)
-            pending.append((start, end, target))
-            start, target = end, target + end - start
-    if pending:
-        yield current, tuple(pending)
+        for chunk in range(first // rows, -(-stop // rows)):
+            start, end = max(first, chunk * rows), min(stop, (chunk + 1) * rows)
+            chunks.setdefault(chunk, []).append((start, end, to + start - first))
+    return chunks
 
 
 def read_rows(

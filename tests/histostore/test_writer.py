@@ -215,7 +215,7 @@ def test_every_file_and_folder_is_flushed_before_the_record_is_named(tmp_path, m
 
     monkeypatch.setattr(os, "fsync", noting_fsync)
     monkeypatch.setattr(os, "replace", noting_replace)
-    monkeypatch.setattr(Path, "replace", lambda self, target: noting_replace(self, target))
+    monkeypatch.setattr(Path, "replace", noting_replace)
     fragment_id = features.commit(fragment_of(["a"], augmentations=VIEWS), {}, encoding=SMALL)
     folder = tmp_path / features.name / "fragments" / fragment_id
     (record, before), *others = seen.items()

@@ -108,11 +108,11 @@ def spec(name: str, **settings: Any) -> HeadSpec:
 
     Examples
     --------
-    >>> spec("logistic", strength="3").strength
+    >>> spec("logistic", inverse_penalty="3").inverse_penalty
     3.0
     >>> spec("logistic", hidden=160)
     Traceback (most recent call last):
-    zoo.errors.RecipeError: head logistic: unknown setting 'hidden' (known: statistics, strength, max_iter)
+    zoo.errors.RecipeError: head logistic: unknown setting 'hidden' (known: statistics, inverse_penalty, max_iter)
     """
     if name not in HEADS:
         raise UnknownHead(f"no head is called {name!r}; known: {', '.join(HEADS)}")

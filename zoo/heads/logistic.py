@@ -27,20 +27,15 @@ __all__ = ["Logistic", "LogisticHead", "load"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Logistic(EstimatorSpec):
-    """Multinomial logistic regression on standardised pooled statistics.
-
-    The penalty is scikit-learn's ``C = strength / columns``: with standardised columns a prior
-    of variance C on each weight gives logits a prior variance of ``strength``, however many
-    columns there are, so that one default serves 50 features and 5,000.
-    """
+    """Multinomial logistic regression on standardised pooled statistics."""
 
     name: ClassVar[str] = "logistic"
 
     statistics: tuple[str, ...] = names(
         ("mean", "sd"), "what describes a bag's patches", among=STATISTICS
     )
-    strength: float = number(
-        10.0, "prior variance of the logits; smaller is smoother", positive=True
+    inverse_penalty: float = number(
+        1.0, "scikit-learn's C on standardised columns; smaller is smoother", positive=True
     )
     max_iter: int = whole(5_000, "most iterations of the solver", low=1)
 
@@ -90,7 +85,7 @@ class Logistic(EstimatorSpec):
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
-        model = LogisticRegression(C=self.strength / columns.shape[1], max_iter=self.max_iter)
+        model = LogisticRegression(C=self.inverse_penalty, max_iter=self.max_iter)
         with warnings.catch_warnings():
             warnings.simplefilter("error", ConvergenceWarning)
             try:
@@ -98,7 +93,7 @@ class Logistic(EstimatorSpec):
             except ConvergenceWarning as warning:
                 raise RecipeError(
                     f"head logistic did not converge in {self.max_iter} iterations: raise "
-                    "max_iter or lower strength"
+                    "max_iter or lower inverse_penalty"
                 ) from warning
         weights, intercepts = model.coef_, model.intercept_
         if len(model.classes_) == 2:  # scikit-learn keeps one row, the log odds of the second
