@@ -430,7 +430,7 @@ def fit(store: str, cohort: str, head: str, recipe: str, feature_set: str | None
 @json_option
 def ensemble(runs: tuple[str, ...], rule: str, output: str, as_json: bool) -> None:
     """Combine the out-of-fold predictions of RUNS into one."""
-    from zoo.ensemble import ensemble as combine
+    from zoo.ensembles import ensemble as combine
 
     made = combine(runs, rule=rule, out=output)
     _print(made.document, _say_run(made), as_json=as_json)
@@ -441,7 +441,7 @@ def ensemble(runs: tuple[str, ...], rule: str, output: str, as_json: bool) -> No
 @json_option
 def compare(runs: tuple[str, ...], as_json: bool) -> None:
     """Rank RUNS, with intervals over patients and differences to the best."""
-    from zoo.compare import compare as compare_runs
+    from zoo.comparison import compare as compare_runs
 
     comparison = compare_runs(runs)
     _print(comparison.to_json(), comparison.to_text(), as_json=as_json)
@@ -480,7 +480,7 @@ def heads(as_json: bool) -> None:
 @json_option
 def recipes(as_json: bool) -> None:
     """List the recipes: named ways of training."""
-    from zoo.recipe import known_recipes
+    from zoo.recipes import known_recipes
 
     documents = [{**made.to_json(), "summary": summary} for made, summary in known_recipes()]
     shown = [{"name": row["name"], "summary": row["summary"]} for row in documents]

@@ -1,7 +1,7 @@
 """Whole cohort into memory: this store against one HDF5 per image, as TRIDENT writes them.
 
 Both sides start from nothing but a path and end with all embeddings in one array; both read
-the same values, and both files lie in the page cache. Times are the best of several turns,
+the same values, and both files lie in the page cache. Times are medians over several turns,
 taken alternately in one process: only their ratio means anything on another machine.
 """
 
@@ -13,11 +13,13 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 
+from benchmarks.measure import Ratio
 from histostore.encoders.base import EncoderIdentity
 from histostore.files import Source
 from histostore.grid import PatchGrid
@@ -63,8 +65,8 @@ SMOKE = (
 )
 
 
-def run(*, smoke: bool) -> list[dict[str, Any]]:
-    """Measure every case; give name, seconds of both, ratio and target of each."""
+def run(*, smoke: bool) -> list[Ratio]:
+    """Measure every case."""
     results = []
     for case in SMOKE if smoke else CASES:
         with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +74,7 @@ def run(*, smoke: bool) -> list[dict[str, Any]]:
     return results
 
 
-def _measure(case: Case, folder: Path, *, turns: int) -> list[dict[str, Any]]:
+def _measure(case: Case, folder: Path, *, turns: int) -> list[Ratio]:
     embedding = _write(case, folder)
     n_rows, n_features = embedding.shape
     ids = [f"image-{image:05d}" for image in range(case.n_images)]
@@ -111,20 +113,21 @@ def _measure(case: Case, folder: Path, *, turns: int) -> list[dict[str, Any]]:
     for suffix, (us, them) in pairs.items():
         np.testing.assert_array_equal(us(), embedding)
         np.testing.assert_array_equal(them(), embedding)
-        ours_s, theirs_s = _best(us, them, turns)
+        ours_s, theirs_s = _alternately(us, them, turns)
         results.append(
-            {
-                "name": case.name + suffix,
-                "ours_s": ours_s,
-                "theirs_s": theirs_s,
-                "ratio": theirs_s / ours_s,
-                "target": TARGET,
-            }
+            Ratio(
+                name=f"whole cohort into memory, {case.name}{suffix}",
+                ours_s=ours_s,
+                theirs_s=theirs_s,
+                ratio=theirs_s / ours_s,
+                target=TARGET,
+                baseline="one HDF5 per image, TRIDENT layout",
+            )
         )
     return results
 
 
-def _best(
+def _alternately(
     ours: Callable[[], object], theirs: Callable[[], object], turns: int
 ) -> tuple[float, float]:
     times: tuple[list[float], list[float]] = ([], [])
@@ -133,7 +136,7 @@ def _best(
             began = time.perf_counter()
             call()
             side.append(time.perf_counter() - began)
-    return min(times[0]), min(times[1])
+    return median(times[0]), median(times[1])
 
 
 def _write(case: Case, folder: Path) -> np.ndarray:
@@ -196,14 +199,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results to this file too")
     options = parser.parse_args()
     results = run(smoke=options.smoke)
-    print(f"{'whole cohort into memory':44} {'ours':>9} {'HDF5':>9} {'ratio':>7} {'target':>7}")
-    for result in results:
+    print(f"{'':60} {'ours':>9} {'HDF5':>9} {'ratio':>7} {'target':>7}")
+    for row in results:
         print(
-            f"{result['name']:44} {result['ours_s']:8.4f}s {result['theirs_s']:8.4f}s "
-            f"{result['ratio']:6.1f}× {result['target']:6.0f}×"
+            f"{row.name:60} {row.ours_s:8.4f}s {row.theirs_s:8.4f}s "
+            f"{row.ratio:6.1f}× {row.target:6.0f}×"
         )
     if options.json:
-        options.json.write_text(json.dumps(results, indent=2))
+        options.json.write_text(json.dumps([row.to_json() for row in results], indent=2))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from torch import nn
 from benchmarks.measure import Ratio
 from zoo.bags import Bags
 from zoo.heads.catalog import spec
-from zoo.recipe import recipe
+from zoo.recipes import recipe
 from zoo.training.batches import arrange
 from zoo.training.loop import train
 from zoo.training.threads import limited

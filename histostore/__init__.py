@@ -5,8 +5,8 @@
 >>> list(store)
 []
 
-The words to know: a :class:`Cohort` is a table of images; :func:`build` embeds what a store
-lacks of it; :func:`open` gives the store, a mapping from names to feature sets.
+The words to know: a :class:`Cohort` is a table of images; ``histostore.build.build`` embeds what
+a store lacks of it; :func:`open` gives the store, a mapping from names to feature sets.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from histostore.build import BuildOptions, BuildReport, EncoderOptions, build
+    from histostore.build import BuildOptions, BuildReport, EncoderOptions
     from histostore.cohort import Cohort
     from histostore.grid import PatchGrid
     from histostore.images.tissue import TissueFilter
@@ -28,7 +28,6 @@ _HOMES = {
     "EncoderOptions": "histostore.build",
     "PatchGrid": "histostore.grid",
     "TissueFilter": "histostore.images.tissue",
-    "build": "histostore.build",
     "open": "histostore.store",
 }
 __all__ = [
@@ -38,7 +37,6 @@ __all__ = [
     "EncoderOptions",
     "PatchGrid",
     "TissueFilter",
-    "build",
     "open",
 ]
 

@@ -51,3 +51,11 @@ def test_every_public_name_is_there(package):
     assert module.__all__ == sorted(module.__all__)
     for name in module.__all__:
         assert getattr(module, name) is not None
+
+
+@pytest.mark.parametrize("package", ["histostore", "zoo"])
+def test_no_module_hides_a_public_name(package):
+    """Importing a submodule binds its name on the package, over a function of that name."""
+    module = __import__(package)
+    modules = {path.stem for path in (ROOT / package).iterdir()}
+    assert not modules & set(module.__all__)

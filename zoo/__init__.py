@@ -21,28 +21,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zoo.bags import Bags
-    from zoo.compare import compare
-    from zoo.ensemble import ensemble
+    from zoo.comparison import compare
+    from zoo.ensembles import ensemble
     from zoo.fit import fit_run, make_split
     from zoo.heads.catalog import known_heads, load_head, spec
-    from zoo.recipe import Recipe, known_recipes, recipe
+    from zoo.recipes import Recipe, known_recipes, recipe
     from zoo.report import write_report
     from zoo.run import Run
     from zoo.split import Split
 
 _HOMES = {
     "Bags": "zoo.bags",
-    "Recipe": "zoo.recipe",
+    "Recipe": "zoo.recipes",
     "Run": "zoo.run",
     "Split": "zoo.split",
-    "compare": "zoo.compare",
-    "ensemble": "zoo.ensemble",
+    "compare": "zoo.comparison",
+    "ensemble": "zoo.ensembles",
     "fit_run": "zoo.fit",
     "known_heads": "zoo.heads.catalog",
-    "known_recipes": "zoo.recipe",
+    "known_recipes": "zoo.recipes",
     "load_head": "zoo.heads.catalog",
     "make_split": "zoo.fit",
-    "recipe": "zoo.recipe",
+    "recipe": "zoo.recipes",
     "spec": "zoo.heads.catalog",
     "write_report": "zoo.report",
 }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.errors import RecipeError, UnknownHead
 from zoo.heads.catalog import HEADS, spec
-from zoo.recipe import Recipe, recipe
+from zoo.recipes import Recipe, recipe
 from zoo.settings import describe
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ from histostore.grid import PatchGrid
 from histostore.images.tissue import TissueFilter
 from histostore.synthetic import load_truth, make_cohort
 from zoo.bags import Bags
-from zoo.ensemble import ensemble
+from zoo.ensembles import ensemble
 from zoo.errors import RunError
 from zoo.fit import fit_run, make_split
 from zoo.heads.catalog import spec
 from zoo.localise import attention_auroc
-from zoo.recipe import recipe
+from zoo.recipes import recipe
 from zoo.report import write_report
 
 if TYPE_CHECKING:

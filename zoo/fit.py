@@ -21,7 +21,7 @@ from histostore.files import public_url
 from zoo.errors import SplitError
 from zoo.jobs import Execution, Job, Task, run_jobs
 from zoo.predictions import predictions_frame
-from zoo.recipe import Recipe
+from zoo.recipes import Recipe
 from zoo.run import HISTORY_COLUMNS, begin, write_run
 from zoo.split import Split
 

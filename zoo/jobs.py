@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from zoo.heads.base import HeadSpec
-    from zoo.recipe import Recipe
+    from zoo.recipes import Recipe
     from zoo.split import Fold
 
     Progress = Callable[[int, int, str], None]

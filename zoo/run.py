@@ -211,7 +211,7 @@ def write_run(
     path
         Directory that :func:`begin` has claimed.
     document
-        What :mod:`zoo.fit` or :mod:`zoo.ensemble` knows; format, versions, time and metrics
+        What :mod:`zoo.fit` or :mod:`zoo.ensembles` knows; format, versions, time and metrics
         are added here.
     predictions, history
         The tables.

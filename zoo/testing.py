@@ -16,7 +16,7 @@ import numpy as np
 from zoo.bags import Bags
 from zoo.errors import EmptyBag, NotSupported
 from zoo.heads.catalog import load_head
-from zoo.recipe import Recipe
+from zoo.recipes import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

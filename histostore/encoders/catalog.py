@@ -186,7 +186,7 @@ def _suggestion(name: str) -> str:
     model = name.partition(":")[2] or name
     filled = [row.replace(":NAME", f":{model}") for row in ENCODERS]
     nearest = difflib.get_close_matches(name, filled, n=1)
-    return f" (did you mean {nearest[0]}?)" if nearest else ""
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 
 
 def load_encoder(

@@ -75,7 +75,7 @@ def test_a_pattern_without_a_name_is_unknown(name):
     ],
 )
 def test_the_nearest_name_is_offered(name, meant):
-    with pytest.raises(EncoderError, match=rf"did you mean {meant}\?"):
+    with pytest.raises(EncoderError, match=rf"did you mean '{meant}'\?"):
         card(name)
 
 

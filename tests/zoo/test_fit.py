@@ -16,7 +16,7 @@ from zoo.errors import RecipeError, RunError, SplitError
 from zoo.fit import Execution, fit_run, make_split
 from zoo.heads import spec
 from zoo.metrics import METRICS
-from zoo.recipe import recipe
+from zoo.recipes import recipe
 from zoo.run import Run
 
 SHORT = recipe(epochs=2)

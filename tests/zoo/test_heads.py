@@ -15,7 +15,7 @@ from zoo.bags import Bags
 from zoo.errors import NotSupported, RecipeError, RunError, SplitError, UnknownHead
 from zoo.heads import HEADS, known_heads, load_head, spec
 from zoo.heads.pooled import STATISTICS, pool
-from zoo.recipe import recipe
+from zoo.recipes import recipe
 from zoo.testing import check_head, toy_bags
 
 QUICK = {"gated-mil": {"hidden": 16, "attention": 8, "bottleneck": 4}}
@@ -314,7 +314,7 @@ def test_lists_and_constructors_need_no_heavy_library():
     import sys
 
     code = (
-        "import sys, zoo.heads, zoo.recipe, zoo.heads.logistic; "
+        "import sys, zoo.heads, zoo.recipes, zoo.heads.logistic; "
         "heavy = {'torch', 'sklearn', 'lightgbm', 'safetensors'} & set(sys.modules); "
         "sys.exit(str(heavy) if heavy else 0)"
     )

@@ -725,7 +725,7 @@ def test_the_fit_command_gives_the_same_head_and_recipe(tmp_path, name):
 
     from zoo.configure import configure
     from zoo.heads.catalog import spec
-    from zoo.recipe import recipe
+    from zoo.recipes import recipe
 
     head, how = spec(name), recipe("swa", epochs=7, patch_dropout=0.1)
     run = fake_run(tmp_path / "run", head=head.to_json(), recipe=how.to_json())

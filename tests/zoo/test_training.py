@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from zoo.errors import RecipeError
 from zoo.heads.catalog import spec
-from zoo.recipe import Recipe, recipe
+from zoo.recipes import Recipe, recipe
 from zoo.testing import toy_bags
 from zoo.training.batches import PackedBatches, PaddedBatches, arrange, keep_patches
 from zoo.training.losses import balanced_weights, smoothed_focal, symmetric_divergence

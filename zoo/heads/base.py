@@ -10,7 +10,7 @@ import numpy as np
 
 from zoo import settings as _settings
 from zoo.errors import EmptyBag, NotSupported, SplitError
-from zoo.recipe import Recipe
+from zoo.recipes import Recipe
 from zoo.training.threads import limited
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo import settings as _settings
 from zoo.errors import RecipeError, RunError, UnknownHead
-from zoo.recipe import Recipe
+from zoo.recipes import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

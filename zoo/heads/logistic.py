@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from zoo.bags import Bags
-    from zoo.recipe import Recipe
+    from zoo.recipes import Recipe
 
 __all__ = ["Logistic", "LogisticHead", "load"]
 

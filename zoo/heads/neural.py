@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from zoo.bags import Bags
-    from zoo.recipe import Recipe
+    from zoo.recipes import Recipe
     from zoo.training.layout import Layout
 
 __all__ = ["AttentionModule", "TorchHead", "TorchSpec", "load"]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from zoo.bags import Bags
     from zoo.heads.base import Head
-    from zoo.recipe import Recipe
+    from zoo.recipes import Recipe
 
 __all__ = ["STATISTICS", "EstimatorSpec", "bag_weights", "pool", "score_row"]
 

@@ -6,7 +6,7 @@ import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from zoo.recipe import known_recipes
+from zoo.recipes import known_recipes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

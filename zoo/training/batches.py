@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from zoo.recipe import Recipe
+    from zoo.recipes import Recipe
 
 __all__ = ["Batches", "PackedBatches", "PaddedBatches", "arrange", "keep_patches"]
 

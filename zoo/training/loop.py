@@ -23,7 +23,7 @@ from zoo.training.losses import Loss
 from zoo.training.optim import WeightAverage, make_optimiser, rate_at, set_rate
 
 if TYPE_CHECKING:
-    from zoo.recipe import Recipe
+    from zoo.recipes import Recipe
     from zoo.training.batches import Batches
 
 __all__ = ["BagModule", "train"]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from zoo.recipe import Recipe
+    from zoo.recipes import Recipe
 
 __all__ = ["Loss", "balanced_weights", "smoothed_focal", "symmetric_divergence"]
 

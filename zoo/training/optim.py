@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from zoo.recipe import Recipe
+    from zoo.recipes import Recipe
 
 __all__ = ["WeightAverage", "make_optimiser", "rate_at", "set_rate"]
 
@@ -39,7 +39,7 @@ def rate_at(recipe: Recipe, progress: float) -> float:
 
     Examples
     --------
-    >>> from zoo.recipe import Recipe
+    >>> from zoo.recipes import Recipe
     >>> [round(rate_at(Recipe(lr=1.0), share), 3) for share in (0, 0.5, 1)]
     [1.0, 0.5, 0.0]
     >>> [rate_at(Recipe(lr=1.0, swa_start=0.5, swa_lr=0.25), share) for share in (0, 0.5, 1)]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zoo.errors import RecipeError
-from zoo.recipe import PRESETS, Recipe, known_recipes, recipe
+from zoo.recipes import PRESETS, Recipe, known_recipes, recipe
 from zoo.settings import describe
 
 

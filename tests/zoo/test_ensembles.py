@@ -9,9 +9,9 @@ import pytest
 
 from tests.zoo.runs import make_bags, make_run
 from zoo.bags import Bags
-from zoo.ensemble import ensemble
+from zoo.ensembles import ensemble
 from zoo.errors import NotSupported, RunError
-from zoo.recipe import recipe
+from zoo.recipes import recipe
 from zoo.run import Run
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.zoo.runs import make_bags, make_run
-from zoo.compare import compare
+from zoo.comparison import compare
 from zoo.errors import RunError
 from zoo.statistics import paired_bootstrap
 
