@@ -66,7 +66,7 @@ def test_whatever_is_committed_is_read_back_as_it_was(fragment, encoding):
     for view, augmentation in enumerate(fragment.augmentations):
         loaded = features.load(augmentation=augmentation)
         assert loaded.embedding.dtype == fragment.embedding.dtype
-        np.testing.assert_array_equal(loaded.embedding, fragment.embedding[view])
+        assert loaded.embedding.tobytes() == fragment.embedding[view].tobytes()  # −0 too
         np.testing.assert_array_equal(loaded.offset, fragment.offset)
         np.testing.assert_array_equal(loaded.coords, np.stack([fragment.x, fragment.y], axis=1))
         np.testing.assert_array_equal(loaded.tissue, fragment.tissue)
