@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks import bench_build, bench_read, bench_train
 from benchmarks.measure import Ratio, machine
 
+MET = {True: "yes", False: "**no**", None: "–"}
 QUESTIONS = (bench_build, bench_read, bench_train)
 
 
@@ -24,7 +25,7 @@ def markdown(rows: list[Ratio], facts: dict[str, object]) -> str:
     ]
     lines += [
         f"| {row.name} | {row.ours_s:.3f} | {row.theirs_s:.3f} | {row.ratio:.2f} "
-        f"| {row.target:g} | {'yes' if row.met else '**no**'} | {row.baseline} |"
+        f"| {'–' if row.target is None else f'{row.target:g}'} | {MET[row.met]} | {row.baseline} |"
         for row in rows
     ]
     return "\n".join(lines) + "\n"

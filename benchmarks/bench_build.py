@@ -3,6 +3,7 @@
 Baseline: the encoder alone over the very same patches, in memory, at its best memory format.
 The ratio is bare forward time over build time, so 1 would be a build that costs nothing.
 What would change our mind: a ratio below 0.95 for an encoder of ResNet-18's class or larger.
+For `texture` there is no promise: it is about as quick as decoding the PNG files is.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def bare_forward(encoder, pixels) -> None:
 
 
 def question(
-    name: str, encoder_name: str, weights: str | None, target: float, n_images: int
+    name: str, encoder_name: str, weights: str | None, target: float | None, n_images: int
 ) -> Ratio:
     options = BuildOptions(
         encoder=EncoderOptions(name=encoder_name, weights=weights),
@@ -70,5 +71,5 @@ def run(*, smoke: bool) -> list[Ratio]:
     n_images = 12 if smoke else 64
     return [
         question("ResNet-18", "timm:resnet18", "random:0", 0.95, n_images),
-        question("texture", "texture", None, 0.8, n_images),
+        question("texture", "texture", None, None, n_images),
     ]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TARGET = 10.0
-"""design.md §10: at least ten times faster, whatever the length of the bags."""
+"""The promise: at least ten times faster, whatever the length of the bags."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,13 +24,14 @@ class Ratio:
     ours_s: float
     theirs_s: float
     ratio: float
-    target: float
+    target: float | None
+    """None where there is no promise, only a number."""
     baseline: str
     """What `theirs` is."""
 
     @property
-    def met(self) -> bool:
-        return self.ratio >= self.target
+    def met(self) -> bool | None:
+        return None if self.target is None else self.ratio >= self.target
 
     def to_json(self) -> dict[str, object]:
         return {**asdict(self), "met": self.met}
