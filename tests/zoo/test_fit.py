@@ -113,7 +113,7 @@ def test_processes_do_not_change_the_numbers(tmp_path):
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path):
-    class Stopped(Exception):  # noqa: N818
+    class Stopped(Exception):
         pass
 
     def stop(done, total, message):
