@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
-from histostore.errors import EncoderError, OptionError
+from histostore.errors import EncoderError, MissingExtra, OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -241,7 +241,12 @@ def load_encoder(
             "(or --weights random:0, for tests and benchmarks only)"
         )
     module, _, function = row.loader.partition(":")
-    load = getattr(importlib.import_module(module), function)
+    try:
+        load = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingExtra.named("torch", extra="torch") from error
     extra = {} if row.architecture is None else {"card": row}
     encoder = load(
         weights=None if weights is None else str(weights),
