@@ -1,65 +1,125 @@
 """The two commands, ``histostore`` and ``zoo``.
 
-A command parses, calls one function of a library, prints. Errors of ours become one line and
-exit status 1; misuse 2; images that failed 3; Ctrl-C 130. Heavy libraries are imported by the
-command that needs them, so that ``--help`` answers at once.
+A command parses, calls one function of a library, prints: results to standard output, progress
+and notes to standard error. Errors of ours become one line and exit status 1; misuse 2; images
+that failed 3; Ctrl-C 130. Heavy libraries are imported by the command that needs them, so that
+``--help`` answers at once.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 SOME_FAILED = 3
 INTERRUPTED = 130
 
+SECONDS_BETWEEN_LINES = 30.0
+"""How often progress is told where there is no terminal to draw a bar on."""
 
-def run(group: click.Group) -> None:
-    """Run a command and turn what it raises into an exit status and one line."""
-    from histostore.errors import HistostoreError
+LIBRARIES_OF_ZOO = ("jinja2", "lightgbm", "lion_pytorch", "matplotlib", "safetensors", "sklearn", "threadpoolctl", "torch")  # fmt: skip
 
+
+class Commands(click.Group):
+    """A group that turns what its commands raise into an exit status and one line."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command and exit."""
+        from histostore.errors import HistostoreError, MissingExtra
+
+        try:
+            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except HistostoreError as error:
+            _complain(str(error), [text for text in error.problems if text not in str(error)])
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("Interrupted: what was finished is kept; run the same again.", err=True)
+            sys.exit(INTERRUPTED)
+        except ModuleNotFoundError as error:
+            library = str(error.name).partition(".")[0]
+            if library not in LIBRARIES_OF_ZOO:
+                raise
+            _complain(str(MissingExtra.named(library, extra="zoo")))
+        except (OSError, MemoryError) as error:
+            _complain(_reason(error))
+        sys.exit(status if isinstance(status, int) else 0)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; where there is none, say which there are."""
+        name, there = args[0], self.list_commands(ctx)
+        if name not in there and not name.startswith("-"):
+            near = get_close_matches(name, there, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(there)}"
+            raise click.UsageError(f"No such command {name!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def _complain(message: str, problems: Sequence[str] = ()) -> None:
+    click.echo("\n  - ".join([f"Error: {message}", *problems]), err=True)
+    sys.exit(1)
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line what the operating system refused."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _start(group: click.Group) -> None:
+    """Run a group as a process of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # a closed one
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    # Batch systems end a job by SIGTERM first: that is as good as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        status = group.main(standalone_mode=False)
-    except HistostoreError as error:
-        click.echo(f"Error: {error}", err=True)
-        for problem in error.problems if len(error.problems) > 1 else ():
-            click.echo(f"  - {problem}", err=True)
-        sys.exit(1)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted: what was finished is kept; run the command again.", err=True)
-        sys.exit(INTERRUPTED)
-    sys.exit(status if isinstance(status, int) else 0)
+        group()
+    finally:
+        # What is finished is being written; whoever asks again, will not wait for it.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
 
 
 def histostore_main() -> None:
     """Entry point of ``histostore``."""
-    run(histostore_group)
+    _start(histostore_group)
 
 
 def zoo_main() -> None:
     """Entry point of ``zoo``."""
-    run(zoo_group)
+    _start(zoo_group)
 
 
-# Options that several commands share -------------------------------------------------------
+# What several commands share ---------------------------------------------------------------
 
 
 def _key_values(_: click.Context, __: click.Parameter, pairs: Sequence[str]) -> dict[str, Any]:
     """Read ``key=value`` pairs; a value that is JSON (numbers, true, {...}) is taken as such."""
-    found = {}
+    found: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not (key and equals):
             raise click.BadParameter(f"{pair!r} is not key=value")
+        if key in found:
+            raise click.BadParameter(f"{key} is given twice")
         try:
             found[key] = json.loads(value)
         except json.JSONDecodeError:
@@ -67,241 +127,226 @@ def _key_values(_: click.Context, __: click.Parameter, pairs: Sequence[str]) -> 
     return found
 
 
-storage_option = click.option(
-    "--storage-option",
-    "storage_options",
-    multiple=True,
-    callback=_key_values,
-    metavar="KEY=VALUE",
-    help="For the storage driver, e.g. endpoint_url=http://localhost:9000; may be repeated.",
-)
+def _absolute(_: click.Context, __: click.Parameter, url: str) -> str:
+    """Give a local path from the root, so that what is recorded holds from anywhere."""
+    if not url:  # as of a shell's variable that is not set
+        raise click.BadParameter("is empty")
+    return url if "://" in url else str(Path(url).expanduser().absolute())
+
+
+HELP = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
+cohort_argument = click.argument("cohort", callback=_absolute)
+store_argument = click.argument("store", callback=_absolute)
+runs_argument = click.argument("runs", nargs=-1, required=True, type=click.Path())
+names_argument = click.argument("names", nargs=-1, metavar="[NAME]...")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-feature_set_option = click.option(
-    "--feature-set", metavar="NAME", help="Needed where the store has several."
-)
+feature_set_option = click.option("--feature-set", metavar="NAME", help="If STORE has several.")
 
 
-def _print(document: Any, text: str, *, as_json: bool) -> None:
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else text)
+def whole(name: str, meaning: str, *, default: int | None = None, low: int = 1) -> Decorator:
+    """Make an option for a whole number."""
+    kind = click.IntRange(min=low)
+    return click.option(name, default=default, type=kind, metavar="N", help=meaning)
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Align rows under their keys; numbers to the right."""
-    if not rows:
-        return "(nothing)"
-    cells = [list(rows[0]), *([_cell(row[key]) for key in rows[0]] for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    numeric = [isinstance(value, int | float) for value in rows[0].values()]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, numeric, strict=True)
-        ).rstrip()
-        for line in cells
+def choice(name: str, among: Sequence[str], meaning: str, *, required: bool = False) -> Decorator:
+    """Make an option for one of some words, the first by default unless one must be named."""
+    default: dict[str, Any] = {"required": True} if required else {"default": among[0]}
+    return click.option(name, type=click.Choice(among), help=meaning, **default)
+
+
+def pairs(name: str, dest: str, meaning: str) -> Decorator:
+    """Make an option for ``KEY=VALUE``, as often as wanted."""
+    return click.option(
+        name, dest, multiple=True, callback=_key_values, metavar="KEY=VALUE", help=meaning
     )
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+storage_option = pairs(
+    "--storage-option",
+    "storage_options",
+    "For the storage driver, e.g. endpoint_url=http://localhost:9000; may be repeated.",
+)
+device_option = choice("--device", ("auto", "cpu", "cuda"), "auto takes a GPU where there is one.")
+FAILED = "that failed in the build; histostore info says why"
+TO_WRITE = "Directory to write, new or empty."
+DIRECTORY = click.Path(file_okay=False)
+output_option = click.option("-o", "--output", required=True, type=DIRECTORY, help=TO_WRITE)
+
+
+def _print(document: Any, text: str, *, as_json: bool) -> None:
+    """Print a result; a reader that has seen enough (``| head``) is no error."""
+    try:
+        click.echo(json.dumps(document, indent=2) if as_json else text)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Show steps done, of how many, and a message: a bar, or now and then a line."""
+    from rich import progress as rich
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    columns = (
+        rich.TextColumn(what),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn("{task.fields[message]}", markup=False),
+        rich.TimeElapsedColumn(),
+        rich.TextColumn("·"),
+        rich.TimeRemainingColumn(),
+    )
+    told = time.monotonic()
+
+    def line(done: int, total: int, message: str) -> None:
+        nonlocal told
+        if time.monotonic() - told >= SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            click.echo(f"{what} {done:,}/{total:,}, {message}", err=True)
+
+    with rich.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None, message="")
+
+        def draw(done: int, total: int, message: str) -> None:
+            bar.update(task, completed=done, total=total, message=message)
+
+        yield draw if console.is_terminal else line
 
 
 # histostore --------------------------------------------------------------------------------
 
 
-@click.group("histostore", context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    "histostore",
+    cls=Commands,
+    context_settings=HELP,
+    epilog="""\b
+    histostore cohort folder images/ -o cohort.csv
+    histostore build cohort.csv store --encoder texture
+    histostore info store""",
+)
 @click.version_option(package_name="histostore", prog_name="histostore")
 def histostore_group() -> None:
     """Embed histology images once, and keep the embeddings for good."""
 
 
+def _shard(_: click.Context, __: click.Parameter, text: str) -> tuple[int, int]:
+    """Read ``I/N``."""
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise click.BadParameter(f"{text!r} is not I/N with 1 <= I <= N")
+    return int(part), int(parts)
+
+
 @histostore_group.command()
-@click.argument("cohort")
-@click.argument("store")
-@click.option("--encoder", default="texture", show_default=True, help="See: histostore encoders.")
+@cohort_argument
+@store_argument
+@click.option("--encoder", default="texture", metavar="NAME", help="See: histostore encoders.")
 @click.option("--weights", metavar="PATH", help="Weights on disk, instead of a download.")
-@click.option("--patch-size", default=256, show_default=True, help="Patch edge in pixels.")
-@click.option("--stride", type=int, help="Distance of patches in pixels; default: their edge.")
+@whole("--patch-size", "Patch edge in pixels.", default=256)
+@whole("--stride", "Distance of patches in pixels; default: their edge.")
 @click.option("--mpp", type=float, help="µm per pixel of the patches; default: as the image is.")
-@click.option(
-    "--tissue", default="hsv", show_default=True, type=click.Choice(["hsv", "otsu", "none"])
-)
-@click.option("--min-tissue", default=0.1, show_default=True, help="Least tissue share of a patch.")
-@click.option("--top-k", type=int, metavar="K", help="Keep the K patches with most tissue.")
-@click.option(
-    "--augment", default="identity", show_default=True, help="Views, e.g. identity,rot90 or d4."
-)
-@click.option("--stain", default="none", show_default=True, type=click.Choice(["none"]))
-@click.option(
-    "--dtype", default="float32", show_default=True, type=click.Choice(["float16", "float32"])
-)
-@click.option(
-    "--precision",
-    default="float32",
-    show_default=True,
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Arithmetic of the encoder.",
-)
-@click.option(
-    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
-)
-@click.option("--batch-size", type=int, help="Patches per call of the encoder.")
-@click.option("--threads", type=int, help="Threads of the encoder; default: all cores.")
-@click.option("--workers", type=int, help="Processes on this machine, one thread each.")
+@choice("--tissue", ("hsv", "otsu", "none"), "How tissue is told from glass.")
+@click.option("--min-tissue", default=0.1, help="Least tissue share of a patch.")
+@whole("--top-k", "Keep the N patches with most tissue.")
+@click.option("--augment", default="identity", help="Views, e.g. identity,rot90 or d4.")
+@choice("--stain", ("none",), "Stain normalisation.")
+@choice("--dtype", ("float32", "float16"), "Type of the stored embeddings.")
+@choice("--precision", ("float32", "bfloat16", "float16"), "Arithmetic of the encoder.")
+@device_option
+@whole("--batch-size", "Patches per call of the encoder.")
+@whole("--threads", "Threads of the encoder; default: all cores.")
+@whole("--workers", "Processes on this machine, one thread each.")
 @click.option("--scheduler", metavar="ADDRESS", help="A running dask.distributed scheduler.")
-@click.option("--shard", metavar="I/N", help="The I-th of N parts of the cohort, for job arrays.")
-@click.option("--limit", type=int, metavar="N", help="The first N images only.")
+@click.option("--shard", default="1/1", metavar="I/N", callback=_shard, help="Part I of N parts.")
+@whole("--limit", "The first N images only.")
 @storage_option
 @json_option
-def build(cohort: str, store: str, shard: str | None, limit: int | None, as_json: bool, storage_options: dict[str, Any], **given: Any) -> int:  # fmt: skip
-    """Embed what STORE lacks of COHORT (a CSV or Parquet table of images).
+def build(cohort: str, store: str, shard: tuple[int, int], limit: int | None, workers: int | None, scheduler: str | None, storage_options: dict[str, Any], as_json: bool, **given: Any) -> int:  # fmt: skip
+    """Embed what STORE lacks of COHORT.
 
-    Nothing is computed twice: after a crash, or for more images, run it again.
+    COHORT is a CSV or Parquet table with the columns image_id and path. Nothing is computed
+    twice: after a crash, or for more images, run it again. Images that fail are listed and
+    recorded, and the exit status is 3; the next build tries them again.
     """
     from histostore.build import build as build_store
     from histostore.cohort import Cohort
 
-    images = Cohort.read(cohort, storage_options=storage_options)
-    if shard:
-        images = images.shard(*_shard(shard))
-    if limit is not None:
-        images = images.limit(limit)
-    where = {"workers": given.pop("workers"), "scheduler": given.pop("scheduler")}
-    with _build_progress() as progress:
+    options = _build_options(**given)
+    images = Cohort.read(cohort, storage_options=storage_options).shard(*shard)
+    images = images.limit(limit) if limit else images
+    began = time.monotonic()
+    with _progress("embedding images") as show:
+
+        def told(now: Any) -> None:
+            rate = now.n_patches / max(time.monotonic() - began, 1e-3)
+            failed = f" · {now.n_failed:,} failed" if now.n_failed else ""
+            show(now.n_images, now.n_total, f"{rate:,.0f} patches/s{failed}")
+
         report = build_store(
             images,
             store,
-            _build_options(**given),
+            options,
             storage_options=storage_options,
-            progress=progress,
-            **where,
+            workers=workers,
+            scheduler=scheduler,
+            progress=told,
         )
-    _print(report.to_json(), _say_built(report), as_json=as_json)
+    _print(report.to_json(), report.to_text(), as_json=as_json)
     return SOME_FAILED if report.failed else 0
 
 
-def _build_options(
-    *,
-    encoder: str,
-    weights: str | None,
-    patch_size: int,
-    stride: int | None,
-    mpp: float | None,
-    tissue: str,
-    min_tissue: float,
-    top_k: int | None,
-    augment: str,
-    stain: str,
-    dtype: str,
-    **running: Any,
-) -> Any:
-    """Turn the options of ``build`` into values; ``running`` is device, threads and the like."""
+def _build_options(*, encoder: str, augment: str, tissue: str, stain: str, dtype: str, **given: Any) -> Any:  # fmt: skip
+    """Turn the options of ``build`` into values."""
     from histostore.build import BuildOptions, EncoderOptions
     from histostore.grid import PatchGrid
     from histostore.images.tissue import TissueFilter
     from histostore.views import parse_views
 
     del stain  # only "none" is there yet
+    views = parse_views(augment)
+    if encoder == "texture" and len(views) > 1:
+        click.echo(
+            f"Note: texture sees no difference between right-angle views: {len(views)} of them "
+            f"cost {len(views)} times as much and add nothing to one",
+            err=True,
+        )
     return BuildOptions(
-        encoder=EncoderOptions(name=encoder, weights=weights, **running),
-        grid=PatchGrid(patch_size=patch_size, stride=stride, mpp=mpp),
-        tissue=TissueFilter(method=tissue, min_tissue=min_tissue, top_k=top_k),
-        views=parse_views(augment),
+        grid=PatchGrid(**{key: given.pop(key) for key in ("patch_size", "stride", "mpp")}),
+        tissue=TissueFilter(
+            method=tissue, **{key: given.pop(key) for key in ("min_tissue", "top_k")}
+        ),
+        encoder=EncoderOptions(name=encoder, **given),
+        views=views,
         dtype=dtype,
     )
 
 
-def _shard(text: str) -> tuple[int, int]:
-    """Read ``I/N``."""
-    part, slash, parts = text.partition("/")
-    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise click.BadParameter(f"{text!r} is not I/N with 1 <= I <= N", param_hint="--shard")
-    return int(part), int(parts)
-
-
-def _say_built(report: Any) -> str:
-    rate = report.n_patches / report.seconds if report.seconds else 0.0
-    lines = [
-        f"{report.feature_set}: {report.n_embedded:,} images embedded, {report.n_done:,} were there"
-        f" ({report.n_patches:,} patches, {rate:,.0f}/s, {report.seconds:.1f} s)"
-    ]
-    lines += [f"changed since it was embedded, not read again: {name}" for name in report.changed]
-    if report.failed:
-        lines.append(f"{len(report.failed):,} failed; the next build tries them again:")
-        lines += [f"  {failure.image_id}: {failure.reason}" for failure in report.failed]
-    return "\n".join(lines)
-
-
-def _build_progress() -> Any:
-    """Show images, patches per second and time left, where a person is looking."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    @contextmanager
-    def show() -> Iterator[Callable[[Any], None]]:
-        columns = (
-            TextColumn("embedding"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("images · {task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("·"),
-            TimeRemainingColumn(),
-        )
-        console = Console(stderr=True)
-        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task("build", total=None, rate="")
-
-            def update(now: Any) -> None:
-                elapsed = bar.tasks[0].elapsed or 1.0
-                rate = f"{now.n_patches / elapsed:,.0f} patches/s"
-                failed = f" · {now.n_failed} failed" if now.n_failed else ""
-                bar.update(task, total=now.n_total, completed=now.n_images, rate=rate + failed)
-
-            yield update
-
-    return show()
-
-
 @histostore_group.command()
-@click.argument("store")
+@store_argument
 @storage_option
 @json_option
 def info(store: str, storage_options: dict[str, Any], as_json: bool) -> None:
-    """Say what STORE holds: feature sets, images, patches, what failed."""
+    """Say what STORE holds, what failed and why."""
     from histostore.store import open_store
     from histostore.store.describe import describe
+    from histostore.text import failures, table
 
-    found = [
-        describe(features)
-        for features in open_store(store, storage_options=storage_options).values()
-    ]
-    columns = (
-        "name",
-        "encoder",
-        "n_features",
-        "dtype",
-        "n_images",
-        "n_patches",
-        "n_fragments",
-        "n_failed",
-    )
-    text = _table([{key: row[key] for key in columns} for row in found])
+    found = [describe(features) for features in open_store(store, storage_options).values()]
+    columns = ("name", "encoder", "n_features", "dtype", "augmentations", "n_images", "n_patches", "n_fragments", "n_failed")  # fmt: skip
+    text = table(found, columns) if found else f"{store} holds no feature set yet"
+    for row in found:
+        failed = [(failure["image_id"], failure["reason"]) for failure in row["failed"]]
+        if failed:
+            title = f"failed in {row['name']}; the next build tries them again:"
+            text = "\n".join([text, title, *failures(failed)])
     _print({"url": store, "feature_sets": found}, text, as_json=as_json)
 
 
 @histostore_group.command()
-@click.argument("store")
+@store_argument
 @feature_set_option
 @storage_option
 @json_option
@@ -309,9 +354,10 @@ def ls(store: str, feature_set: str | None, storage_options: dict[str, Any], as_
     """List the images in a feature set of STORE."""
     from histostore.store import open_store
     from histostore.store.describe import list_images
+    from histostore.text import table
 
     rows = list_images(open_store(store, storage_options).feature_set(feature_set))
-    _print(rows, _table(rows), as_json=as_json)
+    _print(rows, table(rows), as_json=as_json)
 
 
 @histostore_group.command()
@@ -321,11 +367,11 @@ def encoders(as_json: bool) -> None:
     from dataclasses import asdict
 
     from histostore.encoders.catalog import known_encoders
+    from histostore.text import table
 
     rows = [asdict(card) for card in known_encoders()]
-    columns = ("name", "n_features", "input_px", "licence", "summary")
-    shown = [{key: "" if row[key] is None else row[key] for key in columns} for row in rows]
-    _print(rows, _table(shown), as_json=as_json)
+    text = table(rows, ("name", "n_features", "input_px", "licence", "summary"))
+    _print(rows, text, as_json=as_json)
 
 
 @histostore_group.command()
@@ -336,7 +382,10 @@ def encoders(as_json: bool) -> None:
 )
 @json_option
 def cohort(layout: str, folder: str, output: str, as_json: bool) -> None:
-    """Make a cohort table from FOLDER, laid out as LAYOUT says."""
+    """Make a cohort table of the images in FOLDER.
+
+    folder: one folder per class. breakhis, bach, lymphoma: those data sets, as published.
+    """
     from histostore import datasets
 
     frame = getattr(datasets, layout)(folder)
@@ -346,56 +395,183 @@ def cohort(layout: str, folder: str, output: str, as_json: bool) -> None:
     _print({"path": output, "n_images": len(frame), "labels": counts}, text, as_json=as_json)
 
 
+@histostore_group.command()
+@store_argument
+@feature_set_option
+@click.option("--repair", is_flag=True, help="Embed again what is damaged, from its images.")
+@click.option("--weights", metavar="PATH", help="Weights of the encoder, for --repair.")
+@click.option("--cohort", metavar="COHORT", help="Where the images are now, for --repair.")
+@click.option("--accept-changed", is_flag=True, help="With --repair: from changed images, too.")
+@storage_option
+@json_option
+def verify(store: str, repair: bool, weights: str | None, cohort: str | None, accept_changed: bool, as_json: bool, **where: Any) -> int:  # fmt: skip
+    """Read all of STORE and name what is damaged.
+
+    Every object is held against the digest that its commit record names. The exit status is 1
+    where something is damaged, or with --repair 3 where something stays so.
+    """
+    from histostore.build import EncoderOptions
+    from histostore.build.repair import repair as mend
+    from histostore.cohort import Cohort
+    from histostore.store.verify import verify as check
+
+    with _progress("MiB read") as show:
+        where["progress"] = lambda done, total: show(done >> 20, total >> 20, "")
+        if repair:
+            images = Cohort.read(cohort, where["storage_options"]) if cohort else None
+            encoder = EncoderOptions(weights=weights)
+            mended = mend(store, encoder, cohort=images, accept_changed=accept_changed, **where)
+            found, status = (mended.to_json(), mended.to_text()), SOME_FAILED if mended.kept else 0
+        else:
+            report = check(store, **where)
+            found, status = (report.to_json(), report.to_text()), 0 if report.ok else 1
+    _print(*found, as_json=as_json)
+    return status
+
+
+@histostore_group.command()
+@store_argument
+@feature_set_option
+@storage_option
+@json_option
+def compact(store: str, feature_set: str | None, storage_options: dict[str, Any], as_json: bool) -> None:  # fmt: skip
+    """Merge small fragments of STORE into large ones."""
+    from histostore.store import open_store
+    from histostore.store.compact import compact as merge
+
+    features = open_store(store, storage_options, mode="a").feature_set(feature_set)
+    with _progress("fragments") as show:
+        report = merge(features, progress=lambda done, total: show(done, total, ""))
+    _print(report.to_json(), report.to_text(), as_json=as_json)
+
+
+@histostore_group.command()
+@store_argument
+@click.option("--min-age", default=24.0, metavar="HOURS", help="Leave what is younger.")
+@click.option("--dry-run", is_flag=True, help="Say what would go, and leave it.")
+@storage_option
+@json_option
+def gc(store: str, min_age: float, dry_run: bool, storage_options: dict[str, Any], as_json: bool) -> None:  # fmt: skip
+    """Remove from STORE what killed builds left behind.
+
+    What a build that still runs may yet commit is younger than a day, and stays.
+    """
+    from histostore.store.gc import collect_garbage
+
+    report = collect_garbage(store, storage_options, min_age_s=min_age * 3600, dry_run=dry_run)
+    _print(report.to_json(), report.to_text(), as_json=as_json)
+
+
+@histostore_group.command("import")
+@click.argument("source", callback=_absolute)
+@store_argument
+@choice(
+    "--layout",
+    ("trident", "clam", "stamp", "slide2vec", "raw2features", "npz"),
+    "How others lay features out.",
+    required=True,
+)
+@click.option("--name", help="The encoder, if you answer for it: sources of one name are joined.")
+@click.option("--mpp", type=float, help="µm per level-0 pixel of all images; for stamp alone.")
+@click.option("--cohort", "cohort_out", metavar="CSV", help="Write a table of the images here.")
+@storage_option
+@json_option
+def import_(source: str, store: str, layout: str, as_json: bool, **given: Any) -> int:
+    """Bring into STORE what others computed, at SOURCE.
+
+    What is there already is not read again; nothing in a file is executed. Files that are not
+    sound are listed and recorded, and the exit status is 3.
+    """
+    from histostore.bridges import import_layout
+
+    with _progress("importing images") as show:
+        report = import_layout(source, store, layout, progress=_patches(show), **given)
+    _print(report.to_json(), report.to_text(), as_json=as_json)
+    return SOME_FAILED if report.failed else 0
+
+
+@histostore_group.command()
+@store_argument
+@click.argument("target", callback=_absolute)
+@choice(
+    "--layout",
+    ("trident", "clam", "anndata", "parquet", "npz"),
+    "How others lay features out.",
+    required=True,
+)
+@feature_set_option
+@click.option("--augmentation", default="identity", help="Stored view to write.")
+@click.option("--overwrite", is_flag=True, help="Write even if TARGET is there.")
+@storage_option
+@json_option
+def export(store: str, target: str, layout: str, as_json: bool, **given: Any) -> None:
+    """Write a feature set of STORE for other tools.
+
+    Images that lack the view are left out and counted.
+    """
+    from histostore.bridges import export_layout
+
+    with _progress("exporting images") as show:
+        report = export_layout(store, target, layout, progress=_patches(show), **given)
+    _print(report.to_json(), report.to_text(), as_json=as_json)
+
+
+def _patches(show: Callable[[int, int, str], None]) -> Callable[[Any], None]:
+    """Tell of images done and, beside them, of patches."""
+    return lambda now: show(now.n_images, now.n_total, f"{now.n_patches:,} patches")
+
+
 # zoo ---------------------------------------------------------------------------------------
 
 
-@click.group("zoo", context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    "zoo",
+    cls=Commands,
+    context_settings=HELP,
+    epilog="""\b
+    zoo fit store cohort.csv --head gated-mil --recipe r-drop --seeds 3 -o runs/mil
+    zoo fit store cohort.csv --head lightgbm --seeds 3 -o runs/lightgbm
+    zoo ensemble runs/mil runs/lightgbm -o runs/ensemble
+    zoo compare runs/*""",
+)
 @click.version_option(package_name="histostore", prog_name="zoo")
 def zoo_group() -> None:
     """Train heads on stored embeddings; compare, ensemble and report them."""
 
 
 @zoo_group.command()
-@click.argument("store")
-@click.argument("cohort")
+@store_argument
+@cohort_argument
 @click.option("--head", required=True, metavar="NAME", help="See: zoo heads.")
-@click.option(
-    "--recipe", default="default", show_default=True, metavar="NAME", help="See: zoo recipes."
-)
+@click.option("--recipe", default="default", metavar="NAME", help="See: zoo recipes.")
 @feature_set_option
-@click.option("--target", default="label", show_default=True, help="Column of COHORT to predict.")
+@click.option("--target", default="label", help="Column of COHORT to predict.")
+@click.option("--augmentation", default="identity", help="Stored view to train on.")
 @click.option(
-    "--augmentation", default="identity", show_default=True, help="Stored view to train on."
+    "--folds", default="5", metavar="N|leave-one-patient-out", help="A patient stays whole."
 )
-@click.option("--folds", default="5", show_default=True, metavar="K|leave-one-patient-out")
 @click.option(
     "--split",
     "split_column",
     metavar="COLUMN",
-    help="Column with train, validation, test; instead of --folds.",
+    help="Holds train, validation, test; instead of --folds.",
 )
-@click.option("--repeats", default=1, show_default=True, help="Deal the folds anew, this often.")
-@click.option("--split-seed", default=0, show_default=True, help="Decides the folds.")
-@click.option("--seeds", default=1, show_default=True, help="Fits per fold, seeds 0, 1, …")
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    callback=_key_values,
-    metavar="KEY=VALUE",
-    help="A setting of the head or the recipe; may be repeated.",
-)
-@click.option(
-    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
-)
-@click.option("--workers", type=int, help="Processes to fit in; default: what pays.")
-@click.option(
-    "-o", "--output", required=True, type=click.Path(file_okay=False), help="Directory for the run."
-)
+@whole("--repeats", "Deal the folds anew, this often.", default=1)
+@whole("--split-seed", "Decides the folds.", default=0, low=0)
+@whole("--seeds", "Fits per fold, seeds 0, 1, …", default=1)
+@pairs("--set", "settings", "A setting of the head or the recipe; may be repeated.")
+@device_option
+@whole("--workers", "Processes to fit in; default: what pays.")
+@output_option
 @storage_option
 @json_option
 def fit(store: str, cohort: str, head: str, recipe: str, feature_set: str | None, target: str, augmentation: str, settings: dict[str, Any], seeds: int, device: str, workers: int | None, output: str, storage_options: dict[str, Any], as_json: bool, **dealing: Any) -> None:  # fmt: skip
-    """Fit a head to the images of COHORT in STORE, over all folds and seeds."""
+    """Fit a head over all folds and seeds.
+
+    The images are those of COHORT, a CSV or Parquet table, with their embeddings in STORE.
+    Those without a label, and those that failed in the build, are left out and counted. A fit
+    that was stopped goes on where it was when the same command is run again.
+    """
     from histostore.cohort import Cohort
     from histostore.store import open_store
     from zoo.bags import Bags
@@ -404,12 +580,13 @@ def fit(store: str, cohort: str, head: str, recipe: str, feature_set: str | None
 
     spec, chosen = configure(head, recipe, settings)
     features = open_store(store, storage_options=storage_options).feature_set(feature_set)
-    images = Cohort.read(_absolute(cohort), storage_options=storage_options, check_files=False)
+    images = Cohort.read(cohort, storage_options=storage_options, check_files=False)
     bags = Bags(features, images, target, augmentation)
-    if bags.n_unlabelled:
-        click.echo(f"{bags.n_unlabelled:,} images without {target!r} are left out", err=True)
+    for n, why in ((bags.n_unlabelled, f"without {target!r}"), (bags.n_failed, FAILED)):
+        if n:
+            click.echo(f"Note: left out {n:,} image{'s'[: n > 1]} {why}", err=True)
     split = make_split(bags, images, **dealing)
-    with _steps("fitting") as progress:
+    with _progress("fitting") as progress:
         run = fit_run(
             bags,
             spec,
@@ -417,30 +594,36 @@ def fit(store: str, cohort: str, head: str, recipe: str, feature_set: str | None
             recipe=chosen,
             seeds=seeds,
             out=output,
-            store_url=_absolute(store),
+            store_url=store,
             execution=Execution(device=device, workers=workers, progress=progress),
         )
-    _print(run.document, _say_run(run), as_json=as_json)
+    _print(run.document, run.to_text(), as_json=as_json)
 
 
 @zoo_group.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path())
-@click.option("--rule", default="mean", show_default=True, type=click.Choice(["mean"]))
-@click.option("-o", "--output", required=True, type=click.Path(file_okay=False))
+@runs_argument
+@choice("--rule", ("mean",), "How probabilities are combined.")
+@output_option
 @json_option
 def ensemble(runs: tuple[str, ...], rule: str, output: str, as_json: bool) -> None:
-    """Combine the out-of-fold predictions of RUNS into one."""
+    """Combine the predictions of RUNS into one run.
+
+    Only what was not seen in training is combined: the runs must share images and folds.
+    """
     from zoo.ensembles import ensemble as combine
 
     made = combine(runs, rule=rule, out=output)
-    _print(made.document, _say_run(made), as_json=as_json)
+    _print(made.document, made.to_text(), as_json=as_json)
 
 
 @zoo_group.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path())
+@runs_argument
 @json_option
 def compare(runs: tuple[str, ...], as_json: bool) -> None:
-    """Rank RUNS, with intervals over patients and differences to the best."""
+    """Rank RUNS, with intervals over patients.
+
+    Each is compared to the best on the same draws of patients.
+    """
     from zoo.comparison import compare as compare_runs
 
     comparison = compare_runs(runs)
@@ -448,13 +631,13 @@ def compare(runs: tuple[str, ...], as_json: bool) -> None:
 
 
 @zoo_group.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path())
-@click.option("-o", "--output", required=True, type=click.Path(file_okay=False))
+@runs_argument
+@output_option
 @click.option("--cohort", help="The table, where it has moved since.")
 @storage_option
 @json_option
 def report(runs: tuple[str, ...], output: str, cohort: str | None, storage_options: dict[str, Any], as_json: bool) -> None:  # fmt: skip
-    """Write one page about RUNS, as HTML, Markdown and JSON."""
+    """Write a page about RUNS: HTML, Markdown, JSON."""
     from zoo.report import write_report
 
     page = write_report(runs, output, cohort=cohort, storage_options=storage_options)
@@ -462,95 +645,39 @@ def report(runs: tuple[str, ...], output: str, cohort: str | None, storage_optio
 
 
 @zoo_group.command()
+@names_argument
 @json_option
-def heads(as_json: bool) -> None:
-    """List the heads and what each can be told."""
-    from zoo.heads.catalog import known_heads
+def heads(names: tuple[str, ...], as_json: bool) -> None:
+    """List the heads; of those named, their settings."""
+    from zoo.configure import cards, head_documents
 
-    cards = known_heads()
-    rows = [{"name": card.name, "summary": card.summary, "source": card.source} for card in cards]
-    if not as_json:
-        click.echo(_table(rows))
-        return
-    document = [{**row, "settings": card.settings()} for row, card in zip(rows, cards, strict=True)]
-    _print(document, "", as_json=True)
+    documents = head_documents(names, settings=bool(names) or as_json)
+    _print(documents, cards(documents), as_json=as_json)
 
 
 @zoo_group.command()
+@names_argument
 @json_option
-def recipes(as_json: bool) -> None:
-    """List the recipes: named ways of training."""
-    from zoo.recipes import known_recipes
+def recipes(names: tuple[str, ...], as_json: bool) -> None:
+    """List the recipes; of those named, their settings."""
+    from zoo.configure import cards, recipe_documents
 
-    documents = [{**made.to_json(), "summary": summary} for made, summary in known_recipes()]
-    shown = [{"name": row["name"], "summary": row["summary"]} for row in documents]
-    _print(documents, _table(shown), as_json=as_json)
+    documents = recipe_documents(names, settings=bool(names) or as_json)
+    _print(documents, cards(documents), as_json=as_json)
 
 
 @zoo_group.command()
-@click.option("-o", "--output", default="demo", show_default=True, type=click.Path(file_okay=False))
+@click.option("-o", "--output", default="demo", type=DIRECTORY, help=TO_WRITE)
 @json_option
 def demo(output: str, as_json: bool) -> None:
-    """Go the whole way on synthetic images: store, heads, ensemble, report."""
+    """Go the whole way on synthetic images.
+
+    Draws them, builds a store, fits heads, makes an ensemble and a report.
+    """
     from zoo.demo import run_demo
 
     done = run_demo(output, say=lambda line: click.echo(line, err=True))
     _print(done.to_json(), done.to_text(), as_json=as_json)
-
-
-def _absolute(url: str) -> str:
-    """Give a local path from the root, so that what is recorded holds from anywhere."""
-    from pathlib import Path
-
-    return url if "://" in url else str(Path(url).resolve())
-
-
-def _say_run(run: Any) -> str:
-    test = run.document["metrics"]["test"]
-    lines = [
-        f"{run.path}: {run.name}, {run.document['cohort']['n_images']:,} images"
-        f", {len(run.classes)} classes"
-    ]
-    for key in ("macro_f1", "accuracy", "auroc"):
-        score = test[key]
-        if score["value"] is None:
-            continue
-        interval = f"[{score['low']:.3f}, {score['high']:.3f}]"
-        spread = f"  seeds ± {score['seed_sd']:.3f}" if score.get("seed_sd") else ""
-        lines.append(f"  {key:<9} {score['value']:.3f} {interval}{spread}")
-    return "\n".join(lines)
-
-
-def _steps(what: str) -> Any:
-    """Show how many of a number of steps are done, where a person is looking."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    @contextmanager
-    def show() -> Iterator[Callable[[int, int, str], None]]:
-        columns = (
-            TextColumn(what),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[message]}"),
-        )
-        console = Console(stderr=True)
-        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task(what, total=None, message="")
-            yield lambda done, total, message: bar.update(
-                task, completed=done, total=total, message=message
-            )
-
-    return show()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from histostore.store.fragment import Fragment
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from histostore.store.backend import Backend, StoredBytes
+    from histostore.store.backend import Backend, Entry, StoredBytes
 
 __all__ = ["FaultyBackend", "fragment_of", "fragments", "names", "spec_of"]
 
@@ -196,3 +196,17 @@ class FaultyBackend:
     def discard(self, paths: Iterable[str]) -> None:
         """Discard: this never raises."""
         self._backend.discard(paths)
+
+    def walk(self, folder: str) -> list[Entry]:
+        """Count, then list all below."""
+        self._count("walk", folder)
+        return self._backend.walk(folder)
+
+    def remove(self, path: str) -> None:
+        """Count, perhaps fail, then remove."""
+        self._change(path, b"")
+        self._backend.remove(path)
+
+    def prune(self, folder: str) -> None:
+        """Prune: this never raises."""
+        self._backend.prune(folder)

@@ -1,27 +1,30 @@
 """Bags: the patches of each image as a head sees them, with the image's label.
 
 All embeddings of a cohort lie in one flat ``(patch, feature)`` array with offsets, read from
-the store once. Choosing some bags (``bags[train]``) copies nothing until the embeddings of the
-choice are asked for.
+the store once: in memory where they fit, else in a local file that is mapped (:mod:`zoo.cache`).
+Choosing some bags (``bags[train]``) copies nothing until the embeddings of the choice are asked
+for.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import hashlib
 import json
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from histostore.errors import NotFound, OptionError
+from histostore.errors import OptionError
 from histostore.files import public_url
-from zoo.errors import EmptyBag
-from zoo.labels import encode, named, objects
+from zoo.bagtable import Bag, BagTable, read_table
+from zoo.labels import encode, objects
+from zoo.stored import usable
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -30,52 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Bag", "Bags"]
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Bag:
-    """One image's patches."""
-
-    embedding: NDArray[np.float32]
-    """Embeddings, ``(patch, feature)``."""
-    coords: NDArray[np.int32]
-    """Top-left corners ``(patch, 2)``, x then y, in level-0 pixels."""
-    label: int
-    """Index into ``Bags.classes``, or −1 where the image has no label."""
-    image_id: str
-    """The image's name in the cohort."""
-
-    def __len__(self) -> int:
-        return len(self.embedding)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Table:
-    """What all choices from one set of bags share."""
-
-    embedding: NDArray[np.float32]
-    offset: NDArray[np.int64]
-    coords: NDArray[np.int32]
-    image_ids: NDArray[np.object_]
-    patient_ids: NDArray[np.object_]
-    labels: NDArray[np.int64]
-
-    def __post_init__(self) -> None:
-        n, rows = len(self.offset) - 1, len(self.embedding)
-        if self.embedding.ndim != 2 or n < 0 or self.offset[0] != 0 or self.offset[-1] != rows:
-            msg = (
-                "embedding must be (patch, feature) and offset run from 0 to its length, "
-                f"seen {self.embedding.shape=}, {self.offset[[0, -1][: n + 1]]=}"
-            )
-            raise OptionError(msg)
-        expected = {"coords": rows, "image_ids": n, "patient_ids": n, "labels": n}
-        for name, length in expected.items():
-            if len(getattr(self, name)) != length:
-                msg = f"{name} has {len(getattr(self, name))} entries where {length} are needed"
-                raise OptionError(msg)
-        empty = self.image_ids[np.diff(self.offset) <= 0]
-        if len(empty):
-            msg = f"{named(empty)} without any patch: leave out or build again"
-            raise EmptyBag(msg)
+BLOCK_BYTES = 256 * 2**20
+"""Embeddings that :meth:`Bags.blocks` holds at once."""
 
 
 class Bags:
@@ -90,18 +49,24 @@ class Bags:
     features
         Feature set of an open store.
     cohort
-        Table of images. Images without a label are left out and counted in ``n_unlabelled``.
+        Table of images. Those without a label are left out and counted in ``n_unlabelled``,
+        those that failed in the build in ``n_failed``.
     target
         Column of the cohort that holds the label.
     augmentation
         View whose embeddings are read.
+    memory_limit
+        Bytes that the rows may take in memory; beyond, they are kept in a local file. Half of
+        the memory that is available where left out.
+    cache
+        Folder for such files; ``$HISTOSTORE_CACHE``, or the user's folder for caches.
 
     Raises
     ------
     OptionError
         If the cohort has no such column.
     NotFound
-        If labelled images have no embeddings in the feature set.
+        If labelled images were never built, or none is left.
     EmptyBag
         If an image has no patch.
     """
@@ -112,6 +77,7 @@ class Bags:
         "_table",
         "augmentation",
         "classes",
+        "n_failed",
         "n_unlabelled",
         "source",
         "target",
@@ -122,6 +88,8 @@ class Bags:
     """Names of the classes, sorted; ``labels`` index into it."""
     n_unlabelled: int
     """Images of the cohort that were left out because they have no label."""
+    n_failed: int
+    """Images with a label that were left out because no build could embed them."""
     target: str
     """The cohort's column of labels."""
     augmentation: str
@@ -135,23 +103,30 @@ class Bags:
         cohort: Cohort,
         target: str = "label",
         augmentation: str = "identity",
+        *,
+        memory_limit: int | None = None,
+        cache: str | os.PathLike[str] | None = None,
     ) -> None:
         if not cohort.has(target):
             columns = ", ".join(map(str, cohort.columns))
             msg = f"{cohort.url} has no column {target!r}; its columns are {columns}"
             raise OptionError(msg)
         column = cohort.column(target)
-        labelled = np.array([value is not None for value in column], dtype=bool)
-        image_ids = objects(cohort.image_ids)[labelled]
-        table, classes = _read(
+        labelled = np.flatnonzero([value is not None for value in column])
+        image_ids = objects(cohort.image_ids)
+        kept = labelled[usable(features, image_ids[labelled], augmentation)]
+        table, classes = read_table(
             features,
-            image_ids,
-            patient_ids=objects(cohort.patient_ids)[labelled],
-            labels=list(column[labelled]),
+            image_ids[kept],
+            patient_ids=objects(cohort.patient_ids)[kept],
+            labels=list(column[kept]),
             augmentation=augmentation,
+            memory_limit=memory_limit,
+            cache=cache,
         )
         self._set(table, classes, target, augmentation)
-        self.n_unlabelled = int(np.count_nonzero(~labelled))
+        self.n_unlabelled = len(cohort) - len(labelled)
+        self.n_failed = len(labelled) - len(kept)
         self.source = {
             "store": {
                 "feature_set": features.name,
@@ -169,6 +144,8 @@ class Bags:
         *,
         classes: Sequence[str] = (),
         augmentation: str = "identity",
+        memory_limit: int | None = None,
+        cache: str | os.PathLike[str] | None = None,
     ) -> Bags:
         """Read images that are only to be predicted.
 
@@ -182,10 +159,18 @@ class Bags:
             Classes that a head will predict.
         augmentation
             View whose embeddings are read.
+        memory_limit, cache
+            As of :class:`Bags`.
         """
         chosen = objects(features.image_ids if image_ids is None else image_ids)
-        table, _ = _read(
-            features, chosen, patient_ids=chosen, labels=None, augmentation=augmentation
+        table, _ = read_table(
+            features,
+            chosen,
+            patient_ids=chosen,
+            labels=None,
+            augmentation=augmentation,
+            memory_limit=memory_limit,
+            cache=cache,
         )
         return cls._new(table, tuple(classes), "", augmentation)
 
@@ -240,7 +225,7 @@ class Bags:
         n = len(starts) - 1
         names = objects(image_ids if image_ids is not None else [str(i) for i in range(n)])
         codes, known = encode(labels, classes, n)
-        table = _Table(
+        table = BagTable(
             embedding=rows,
             offset=starts,
             coords=np.asarray(np.zeros((len(rows), 2)) if coords is None else coords, np.int32),
@@ -251,27 +236,64 @@ class Bags:
         return cls._new(table, known, "label", "identity")
 
     @classmethod
-    def _new(cls, table: _Table, classes: tuple[str, ...], target: str, augmentation: str) -> Bags:
+    def _new(
+        cls, table: BagTable, classes: tuple[str, ...], target: str, augmentation: str
+    ) -> Bags:
         bags = cls.__new__(cls)
         bags._set(table, classes, target, augmentation)  # noqa: SLF001 (our own, just made)
         return bags
 
-    def _set(self, table: _Table, classes: tuple[str, ...], target: str, augmentation: str) -> None:
+    def _set(
+        self, table: BagTable, classes: tuple[str, ...], target: str, augmentation: str
+    ) -> None:
         self._table = table
         self._choice = np.arange(len(table.labels), dtype=np.int64)
-        self._embedding = table.embedding
+        self._embedding = None
         self.classes = classes
-        self.n_unlabelled = 0
+        self.n_unlabelled = self.n_failed = 0
         self.target = target
         self.augmentation = augmentation
         self.source = {}
 
     @property
     def embedding(self) -> NDArray[np.float32]:
-        """Embeddings of all bags one after the other, ``(patch, feature)`` float32."""
-        if self._embedding is None:
-            self._embedding = self._table.embedding[self._rows()]
-        return self._embedding
+        """Embeddings of all bags one after the other, ``(patch, feature)`` float32.
+
+        Rows of a mapped file may be more than memory holds: :meth:`blocks` gives them in parts.
+        """
+        if self._embedding is not None:
+            return self._embedding
+        rows = self._table.gather(self._choice)
+        if self._table.folder is None:  # else memory is short: what is copied is not kept
+            self._embedding = rows
+        return rows
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder of the mapped file; None where the rows are in memory."""
+        return self._table.folder
+
+    def blocks(self, n_bytes: int = BLOCK_BYTES) -> Iterator[Bags]:
+        """Give all bags in order, so many at once as take ``n_bytes``, or one that takes more.
+
+        Where the rows are in memory there is nothing to save, and one block holds all.
+
+        Examples
+        --------
+        >>> bags = Bags.from_arrays([[1.0], [2.0], [3.0]], [0, 1, 3], labels=["b", "a"])
+        >>> [len(block) for block in bags.blocks()]
+        [2]
+        """
+        if self._table.folder is None:
+            yield self
+            return
+        ends = np.cumsum(self.lengths) * (4 * self.n_features)
+        start = 0
+        while start < len(self):
+            before = ends[start - 1] if start else 0
+            stop = max(start + 1, int(np.searchsorted(ends, before + n_bytes, side="right")))
+            yield self[start:stop]
+            start = stop
 
     @property
     def offset(self) -> NDArray[np.int64]:
@@ -342,7 +364,7 @@ class Bags:
         self, key: int | slice | Sequence[int] | NDArray[np.integer] | NDArray[np.bool_]
     ) -> Bag | Bags:
         if isinstance(key, (int, np.integer)):
-            return self._bag(int(self._choice[key]))
+            return self._table.bag(int(self._choice[key]))
         # An empty list would become a float array, which indexes nothing.
         chosen = key if isinstance(key, slice) or len(key) else slice(0, 0)
         bags = copy.copy(self)
@@ -351,7 +373,7 @@ class Bags:
         return bags
 
     def __iter__(self) -> Iterator[Bag]:
-        return (self._bag(int(row)) for row in self._choice)
+        return (self._table.bag(row) for row in self._choice.tolist())
 
     def __repr__(self) -> str:
         patches = int(self.lengths.sum())
@@ -359,40 +381,3 @@ class Bags:
             f"Bags({len(self)} images, {patches} patches, {self.n_features} features, "
             f"classes {', '.join(self.classes) or 'none'})"
         )
-
-    def _bag(self, row: int) -> Bag:
-        table = self._table
-        rows = slice(int(table.offset[row]), int(table.offset[row + 1]))
-        return Bag(
-            embedding=table.embedding[rows],
-            coords=table.coords[rows],
-            label=int(table.labels[row]),
-            image_id=str(table.image_ids[row]),
-        )
-
-
-def _read(
-    features: FeatureSet,
-    image_ids: NDArray[np.object_],
-    *,
-    patient_ids: NDArray[np.object_],
-    labels: Sequence[str | None] | None,
-    augmentation: str,
-) -> tuple[_Table, tuple[str, ...]]:
-    """Load ``image_ids`` in their order from the store."""
-    stored = set(features.image_ids)
-    missing = [image for image in image_ids if image not in stored]
-    if missing:
-        msg = f"{named(missing)} not in feature set {features.name}: run histostore build"
-        raise NotFound(msg)
-    loaded = features.load(list(image_ids), augmentation)
-    codes, classes = encode(labels, None, len(image_ids))
-    table = _Table(
-        embedding=np.asarray(loaded.embedding, dtype=np.float32),
-        offset=np.asarray(loaded.offset, dtype=np.int64),
-        coords=np.asarray(loaded.coords, dtype=np.int32),
-        image_ids=image_ids,
-        patient_ids=patient_ids,
-        labels=codes,
-    )
-    return table, classes

@@ -184,6 +184,7 @@ def _document(
             "digest": bags.digest,
             "n_images": len(bags),
             "n_unlabelled": bags.n_unlabelled,
+            "n_failed": bags.n_failed,
         },
     }
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from histostore.errors import StorageError
 from histostore.provenance import versions
+from histostore.text import table
 from zoo.errors import RunError
 from zoo.metrics import METRICS
 from zoo.predictions import FIXED_COLUMNS, ROLES, Predictions, average, measure
@@ -136,6 +137,30 @@ class Run:
         """Find the fitted heads: (fold, seed) to file; none for an ensemble."""
         return {_fold_and_seed(path): path for path in _head_files(self.path)}
 
+    def to_text(self) -> str:
+        """Draw the metrics of the out-of-fold predictions as a plain table."""
+        told = self.document
+        n_folds, n_seeds = self.predictions["fold"].nunique(), len(told["seeds"])
+        fitted = f"{n_folds} folds, {n_seeds} seed{'s' if n_seeds > 1 else ''}"
+        made = f"{len(told.get('members', ()))} runs" if self.is_ensemble else fitted
+        head = (told.get("head") or {}).get("name", "")
+        rows = []
+        for name in METRICS:
+            test = told["metrics"]["test"][name]
+            watched = told["metrics"].get("validation", {}).get(name, {})
+            spread = (test["seed_mean"], test["seed_sd"])
+            rows.append(
+                {
+                    "metric": name,
+                    "test": test["value"],
+                    "95 % interval": f"{_number(test['low'])} to {_number(test['high'])}",
+                    "over seeds": "" if None in spread else f"{spread[0]:.3f} ± {spread[1]:.3f}",
+                    "validation": watched.get("value"),
+                }
+            )
+        first = f"{self.path}: {head}, {len(self.test_probabilities().image_ids):,} images tested"
+        return "\n".join([f"{first}, {len(self.classes)} classes, {made}", table(rows)])
+
     def load_heads(self) -> dict[tuple[int, int], Head]:
         """Read all fitted heads: (fold, seed) to head.
 
@@ -160,7 +185,8 @@ def begin(path: str | os.PathLike[str], plan: Mapping[str, Any]) -> Path:
     Parameters
     ----------
     path
-        The run's directory: new, empty, or an unfinished run of the same plan.
+        The run's directory: new, empty, or an unfinished run of the same plan, or of another
+        plan of which nothing is finished yet.
     plan
         Everything that decides the result, as JSON values.
 
@@ -178,24 +204,31 @@ def begin(path: str | os.PathLike[str], plan: Mapping[str, Any]) -> Path:
     """
     folder = Path(path)
     written = folder / _UNFINISHED / "plan.json"
-    if written.is_file() and not (folder / "run.json").exists():
-        known = _read_json(written)
-        differing = [key for key in {**known, **plan} if known.get(key) != plan.get(key)]
-        if differing:
-            raise RunError(
-                f"{folder} holds an unfinished run with another {', '.join(sorted(differing))}: "
-                "give another directory, or delete this one"
-            )
-        return written.parent
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            what = "a finished run" if (folder / "run.json").exists() else "other files"
-            raise RunError(f"{folder} holds {what}: give another directory, or delete this one")
-        written.parent.mkdir(parents=True)
-        _write_json(written, dict(plan))
+        if not folder.exists() or (folder.is_dir() and _is_mere_claim(folder)):
+            written.parent.mkdir(parents=True, exist_ok=True)
+            _write_json(written, dict(plan))
+            return written.parent
     except OSError as error:
         raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
+    if not written.is_file() or (folder / "run.json").exists():
+        what = "a finished run" if (folder / "run.json").exists() else "other files"
+        raise RunError(f"{folder} holds {what}: give another directory, or delete this one")
+    known = _read_json(written)
+    differing = [key for key in {**known, **plan} if known.get(key) != plan.get(key)]
+    if differing:
+        raise RunError(
+            f"{folder} holds an unfinished run with another {', '.join(sorted(differing))}: "
+            "give another directory, or delete this one"
+        )
     return written.parent
+
+
+def _is_mere_claim(folder: Path) -> bool:
+    """Tell a directory that is empty, or claimed by a run of which nothing is finished yet."""
+    plan = f"{_UNFINISHED}/plan.json", f"{_UNFINISHED}/.plan.json.tmp"
+    claim = {folder / name for name in ("heads", _UNFINISHED, *plan)}
+    return all(path in claim for path in folder.rglob("*"))
 
 
 def write_run(
@@ -302,6 +335,10 @@ def _are_probabilities(frame: pd.DataFrame) -> bool:
     except (TypeError, ValueError):
         return False
     return bool(np.all(prob >= 0) and np.allclose(prob.sum(axis=1), 1.0, atol=1e-4))
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _head_files(folder: Path) -> Iterator[Path]:

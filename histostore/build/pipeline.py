@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -144,17 +145,22 @@ def encode_images(
     """
     batch = _Batch(size=encoder.batch_size)
     waiting: deque[EncodedImage | Failure] = deque()
-    for block in _read_blocks(jobs, spec, views, pool=pool, storage_options=storage_options):
-        if stopped():
-            return
-        if block.start == 0:
-            waiting.append(block.image)
-        if block.failure is not None and block.image in waiting:
-            waiting[waiting.index(block.image)] = block.failure
-        if isinstance(block.image, EncodedImage) and block.pixels is not None:
-            _feed(batch, encoder, block.image, block.start, block.pixels, views)
-        while waiting and (isinstance(waiting[0], Failure) or waiting[0].pending == 0):
-            yield _finish(waiting.popleft())
+    with ExitStack() as spoilt:  # readers of images that failed half-way
+        for block in _read_blocks(jobs, spec, views, pool=pool, storage_options=storage_options):
+            if stopped():
+                return
+            image = block.image
+            if block.start == 0:
+                spoilt.close()  # blocks come in order: nobody reads earlier images any more
+                waiting.append(image)
+            if isinstance(image, EncodedImage):
+                if block.failure is not None and image in waiting:
+                    waiting[waiting.index(image)] = block.failure
+                    spoilt.callback(image.reader.close)
+                if block.pixels is not None:
+                    _feed(batch, encoder, image, block.start, block.pixels, views)
+            while waiting and (isinstance(waiting[0], Failure) or waiting[0].pending == 0):
+                yield _finish(waiting.popleft())
     batch.encode(encoder)
     yield from map(_finish, waiting)
 

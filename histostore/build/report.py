@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from histostore.text import failures
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from histostore.build.pipeline import Failure
 
 __all__ = ["BuildReport", "Counter", "Progress"]
+
+_SHOWN_CHANGES = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +80,9 @@ class BuildReport:
     n_patches: int
     """Patches embedded now."""
     seconds: float
+    """How long it took."""
+    n_flagged: int = 0
+    """Images embedded now that carry a flag: without tissue, or smaller than a patch."""
 
     def to_json(self) -> dict[str, Any]:
         """Give the report as JSON values."""
@@ -84,6 +91,7 @@ class BuildReport:
             "n_images": self.n_images,
             "n_done": self.n_done,
             "n_embedded": self.n_embedded,
+            "n_flagged": self.n_flagged,
             "n_failed": len(self.failed),
             "failed": [
                 {"image_id": item.image_id, "url": item.url, "reason": item.reason}
@@ -93,3 +101,58 @@ class BuildReport:
             "n_patches": self.n_patches,
             "seconds": round(self.seconds, 3),
         }
+
+    def to_text(self) -> str:
+        """Say in a few lines what was done; long lists are cut.
+
+        Examples
+        --------
+        >>> print(
+        ...     BuildReport(
+        ...         feature_set="texture-1a2b3c4d",
+        ...         n_images=12,
+        ...         n_done=10,
+        ...         n_embedded=2,
+        ...         failed=(),
+        ...         changed=("image-7",),
+        ...         n_patches=100,
+        ...         seconds=2.0,
+        ...     ).to_text()
+        ... )
+        texture-1a2b3c4d: 12 of 12 images are there
+          embedded now   2, 100 patches in 2.0 s (50/s)
+          there before  10
+          changed        1 since embedded (image-7): the old embeddings stay
+        """
+        there = self.n_done + self.n_embedded
+        failed = failures([(item.image_id, item.reason) for item in self.failed])
+        return "\n".join(
+            [
+                f"{self.feature_set}: {there:,} of {self.n_images:,} images are there",
+                *self._counts(len(f"{self.n_images:,}")),
+                *(f"  {line}" for line in failed),
+            ]
+        )
+
+    def _counts(self, width: int) -> list[str]:
+        """Line up the counts; a count of nothing is worth a line only for what was asked."""
+        rate = self.n_patches / self.seconds if self.seconds else 0.0
+        pace = f", {self.n_patches:,} patches in {self.seconds:.1f} s ({rate:,.0f}/s)"
+        named = ", ".join(self.changed[:_SHOWN_CHANGES])
+        more = ", …" if len(self.changed) > _SHOWN_CHANGES else ""
+        counts = (
+            ("embedded now", self.n_embedded, pace if self.n_embedded else ""),
+            ("there before", self.n_done, ""),
+            ("flagged", self.n_flagged, " without tissue or smaller than a patch: histostore ls"),
+            (
+                "changed",
+                len(self.changed),
+                f" since embedded ({named}{more}): the old embeddings stay",
+            ),
+            ("failed", len(self.failed), "; the next build tries them again"),
+        )
+        return [
+            f"  {name:<13}{count:>{width + 1},}{rest}"
+            for name, count, rest in counts
+            if count or name == "embedded now"
+        ]

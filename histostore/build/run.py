@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+from histostore.build.cluster import run_on_cluster
 from histostore.build.options import BuildOptions
 from histostore.build.pipeline import Failure, ImageJob
 from histostore.build.plan import plan_build
 from histostore.build.report import BuildReport, Counter
 from histostore.build.unit import UnitTask, build_unit, encoder_of
 from histostore.cohort import Cohort
-from histostore.errors import MissingExtra, OptionError
+from histostore.errors import OptionError
 from histostore.files import Source, stat_many
 from histostore.provenance import versions
 from histostore.spec import FeatureSpec
@@ -96,8 +98,10 @@ def build(
         sources={job.image_id: job.source for job in jobs},
         recorded=features.sources,
     )
+    build_id = uuid.uuid4().hex
     tasks = [
         UnitTask(
+            build_id=build_id,
             store_url=store_url,
             feature_set=features.name,
             encoder=options.encoder,
@@ -108,18 +112,19 @@ def build(
         for unit in plan.units
     ]
     counter = Counter(plan.n_todo, progress)
-    if workers or scheduler:
+    if plan.units and (workers is not None or scheduler is not None):
         results = _on_cluster(tasks, counter, workers=workers, scheduler=scheduler)
     else:
-        results = _on_threads(tasks, counter)
+        results = _on_threads(tasks, features, counter)
     report = BuildReport(
         feature_set=features.name,
         n_images=plan.n_images,
-        n_done=plan.n_done,
+        n_done=plan.n_done + sum(result.n_found for result in results),
         n_embedded=sum(result.n_embedded for result in results),
         failed=tuple(failure for result in results for failure in result.failed),
         changed=plan.changed,
         n_patches=sum(result.n_patches for result in results),
+        n_flagged=sum(result.n_flagged for result in results),
         seconds=time.monotonic() - began,
     )
     if plan.units:
@@ -131,12 +136,14 @@ def _checked(
     options: BuildOptions, store_url: str, workers: int | None, scheduler: str | None
 ) -> BuildOptions:
     """Refuse what cannot work, and give each of several processes one thread."""
-    if workers and scheduler:
+    if workers is not None and scheduler is not None:
         raise OptionError("give a number of workers or the address of a scheduler, not both")
-    if not (workers or scheduler):
+    if workers is not None and workers < 1:
+        raise OptionError(f"workers is {workers}: give 1 or more, or leave it out")
+    if workers is None and scheduler is None:
         return options
     if store_url.startswith("memory://"):
-        raise OptionError(f"{store_url} exists in this process alone: workers cannot write to it")
+        raise OptionError(f"{store_url} exists in this process alone: workers cannot reach it")
     return replace(options, encoder=replace(options.encoder, threads=options.encoder.threads or 1))
 
 
@@ -167,7 +174,9 @@ def _jobs(cohort: Cohort, storage: dict[str, Any]) -> list[ImageJob]:
     ]
 
 
-def _on_threads(tasks: Sequence[UnitTask], counter: Counter) -> Sequence[UnitResult]:
+def _on_threads(
+    tasks: Sequence[UnitTask], features: FeatureSet, counter: Counter
+) -> Sequence[UnitResult]:
     """Run units on Dask's threads; when one fails or Ctrl-C comes, the others end early."""
     from dask.base import compute
     from dask.delayed import delayed
@@ -181,41 +190,32 @@ def _on_threads(tasks: Sequence[UnitTask], counter: Counter) -> Sequence[UnitRes
             counter.add(n_images=1, n_patches=image.n_patches, n_failed=0)
 
     work = [
-        delayed(partial(build_unit, task, on_image=on_image, stopped=stop.is_set))()
+        delayed(
+            partial(build_unit, task, features=features, on_image=on_image, stopped=stop.is_set)
+        )()
         for task in tasks
     ]
-    try:
-        results: Sequence[UnitResult] = compute(  # type: ignore[no-untyped-call]
-            *work, scheduler="threads", num_workers=UNITS_AT_ONCE
-        )
-    finally:
-        stop.set()
+    with ThreadPoolExecutor(UNITS_AT_ONCE) as pool:
+        try:
+            results: Sequence[UnitResult] = compute(  # type: ignore[no-untyped-call]
+                *work, scheduler="threads", pool=pool
+            )
+        finally:
+            # The pool waits for what is in work: once Python ends, no thread can commit.
+            stop.set()
     return results
 
 
 def _on_cluster(
     tasks: Sequence[UnitTask], counter: Counter, *, workers: int | None, scheduler: str | None
 ) -> Sequence[UnitResult]:
-    """Run units on ``dask.distributed``: a scheduler that is there, or processes of our own."""
-    try:
-        import distributed
-    except ImportError:
-        raise MissingExtra.named("distributed", extra="cluster") from None
+    """Run units on Dask workers, and count whole units."""
 
-    with ExitStack() as stack:
-        # distributed is not typed.
-        library: Any = distributed
-        address = scheduler or stack.enter_context(
-            library.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+    def on_result(result: UnitResult) -> None:
+        counter.add(
+            n_images=result.n_images,
+            n_patches=result.n_patches,
+            n_failed=len(result.failed),
         )
-        client = stack.enter_context(library.Client(address))
-        results = []
-        for future in library.as_completed(client.map(build_unit, tasks, pure=False, retries=2)):
-            result: UnitResult = future.result()
-            results.append(result)
-            counter.add(
-                n_images=result.n_embedded + len(result.failed),
-                n_patches=result.n_patches,
-                n_failed=len(result.failed),
-            )
-    return results
+
+    return run_on_cluster(tasks, on_result, workers=workers, scheduler=scheduler)

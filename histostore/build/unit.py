@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from histostore.build.pipeline import EncodedImage, Failure, encode_images, gather_fragments
+from histostore.errors import EncoderError, NotFound, StorageError
 from histostore.provenance import versions
 from histostore.store import open_store
 
@@ -28,11 +29,15 @@ __all__ = ["UnitResult", "UnitTask", "build_unit", "encoder_of"]
 
 READ_THREADS = 2
 
+_LOADING = Lock()
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnitTask:
     """All that a worker needs to know; travels to other processes and machines."""
 
+    build_id: str
+    """Which build planned it; recorded with what is committed."""
     store_url: str
     feature_set: str
     encoder: EncoderOptions
@@ -46,59 +51,139 @@ class UnitResult:
     """What became of a unit."""
 
     n_embedded: int
+    """Images that this build embedded, …"""
     n_patches: int
+    """… with this many patches, …"""
+    n_flagged: int
+    """… of which this many images carry a flag."""
+    n_found: int
+    """Images that somebody else had embedded meanwhile."""
     failed: tuple[Failure, ...]
+
+    @property
+    def n_images(self) -> int:
+        """Images of the unit."""
+        return self.n_embedded + self.n_found + len(self.failed)
 
 
 def build_unit(
     task: UnitTask,
     *,
+    features: FeatureSet | None = None,
     on_image: Callable[[EncodedImage | Failure], None] = lambda _: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> UnitResult:
     """Embed the images of a unit and commit them, as one fragment as a rule.
 
+    A unit may be given out twice: its first worker died, or another builder works on the
+    same cohort. So what has been committed since the plan was made is left out.
+
     Parameters
     ----------
     task
         The unit.
+    features
+        The feature set, where it is open in this process; else it is opened.
     on_image
         Told of every image when it is finished or has failed.
     stopped
         Asked between batches; once it says yes, what is finished is committed and the rest
         left for another build.
+
+    Raises
+    ------
+    EncoderError
+        If the encoder cannot be loaded here, or is not the one that the build was planned with.
+    StorageError
+        If the store cannot be seen from here, or refuses.
     """
-    features = _feature_set(task.store_url, task.feature_set, json.dumps(task.storage_options))
-    failed: list[Failure] = []
-    n_embedded = n_patches = 0
+    if features is None:
+        options = json.dumps(task.storage_options)
+        features = _feature_set(task.build_id, task.store_url, task.feature_set, options)
+    encoder = encoder_of(task.encoder)
+    _check_encoder(encoder.identity, features.spec.encoder)
+    jobs, tally = _left_over(features, task)
 
     def finished(images: Iterator[EncodedImage | Failure]) -> Iterator[EncodedImage]:
-        nonlocal n_embedded, n_patches
         for image in images:
             on_image(image)
             if isinstance(image, Failure):
-                failed.append(image)
+                tally.failed.append(image)
             else:
-                n_embedded += 1
-                n_patches += image.n_patches
+                tally.add(image.n_patches, flagged=bool(image.selection.flags))
                 yield image
 
     with ThreadPoolExecutor(READ_THREADS) as readers, ThreadPoolExecutor(1) as writer:
         images = encode_images(
-            task.jobs,
+            jobs,
             features.spec,
-            encoder_of(task.encoder),
+            encoder,
             task.views,
             pool=readers,
             storage_options=task.storage_options,
             stopped=stopped,
         )
+        provenance = {"build": task.build_id, "versions": versions()}
         commits: list[Future[str]] = []
         for fragment in gather_fragments(finished(images), task.views, features.spec.dtype):
             _settle(commits)  # one fragment being written, one being filled: no more in memory
-            commits.append(writer.submit(features.commit, fragment, {"versions": versions()}))
+            commits.append(writer.submit(features.commit, fragment, provenance))
         _settle(commits)
-    return UnitResult(n_embedded=n_embedded, n_patches=n_patches, failed=tuple(failed))
+    return UnitResult(
+        n_embedded=tally.n_embedded,
+        n_patches=tally.n_patches,
+        n_flagged=tally.n_flagged,
+        n_found=tally.n_found,
+        failed=tuple(tally.failed),
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class _Tally:
+    """What a unit has come to so far."""
+
+    n_embedded: int = 0
+    n_patches: int = 0
+    n_flagged: int = 0
+    n_found: int = 0
+    failed: list[Failure] = field(default_factory=list)
+
+    def add(self, n_patches: int, *, flagged: bool) -> None:
+        self.n_embedded += 1
+        self.n_patches += n_patches
+        self.n_flagged += flagged
+
+
+def _left_over(features: FeatureSet, task: UnitTask) -> tuple[list[ImageJob], _Tally]:
+    """Look again at the store: which images of a unit are to be done, and what of it is there."""
+    features.refresh()
+    tally = _Tally()
+    lacking = {job.image_id: set(task.views) for job in task.jobs}
+    for record in features.fragments:
+        # Views that were there before are not wanted here, so this finds later ones alone.
+        for image_id in lacking.keys() & record.image_ids:
+            if not lacking[image_id].intersection(record.augmentations):
+                continue
+            lacking[image_id].difference_update(record.augmentations)
+            if lacking[image_id]:
+                continue
+            if record.provenance.get("build") == task.build_id:
+                at = record.image_ids.index(image_id)
+                tally.add(record.n_patches[at], flagged=bool(record.flags[at]))
+            else:
+                tally.n_found += 1
+    return [job for job in task.jobs if lacking[job.image_id]], tally
+
+
+def _check_encoder(found: EncoderIdentity, planned: EncoderIdentity) -> None:
+    """Refuse to mix vectors of two encoders: a worker may have other weights at the same path."""
+    here, there = found.to_json(), planned.to_json()
+    for key, value in there.items():
+        if here[key] != value:
+            raise EncoderError(
+                f"the encoder of this worker is not that of the build: {key} {here[key]} here, "
+                f"{value} where the build was planned; give all the same files and versions"
+            )
 
 
 def _settle(commits: Sequence[Future[str]]) -> None:
@@ -107,11 +192,19 @@ def _settle(commits: Sequence[Future[str]]) -> None:
 
 
 @lru_cache(maxsize=4)
-def _feature_set(store_url: str, name: str, storage_options: str) -> FeatureSet:
-    """Open a feature set once per process."""
-    return open_store(store_url, storage_options=json.loads(storage_options), mode="a").feature_set(
-        name
-    )
+def _feature_set(build_id: str, store_url: str, name: str, storage_options: str) -> FeatureSet:
+    """Open a feature set once per process and build: a store may be made anew between two."""
+    del build_id
+    options = json.loads(storage_options)
+    try:
+        # To read first: what is not there must not be made here.
+        open_store(store_url, options)
+        return open_store(store_url, options, mode="a").feature_set(name)
+    except NotFound as error:
+        raise StorageError(
+            f"a worker does not see the store that the build was planned for ({error}): give it "
+            "the same file system, or a bucket"
+        ) from error
 
 
 class _OneAtATime:
@@ -138,7 +231,12 @@ class _OneAtATime:
             return self._encoder.encode(patches)
 
 
-@lru_cache(maxsize=1)
 def encoder_of(options: EncoderOptions) -> Encoder:
-    """Load an encoder once per process."""
+    """Load an encoder once per process, even when several threads want it at once."""
+    with _LOADING:
+        return _load(options)
+
+
+@lru_cache(maxsize=1)
+def _load(options: EncoderOptions) -> Encoder:
     return _OneAtATime(options.load())

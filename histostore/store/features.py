@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import json
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from histostore.errors import FormatError, NotFound, OptionError
+from histostore.errors import CorruptError, FormatError, NotFound, OptionError
 from histostore.files import Source
 from histostore.store.layout import build_path, builds_folder, fragments_folder, metadata_path
 from histostore.store.layout import fragment_folder as folder_of
 from histostore.store.loading import Loaded, load_array, plan_load
-from histostore.store.record import parse_record
+from histostore.store.record import parse_build, parse_record
 from histostore.store.snapshot import Index, Snapshot
 from histostore.store.writer import commit_fragment, put_build
 
@@ -79,8 +78,18 @@ class FeatureSet:
         )
 
     @property
+    def backend(self) -> Backend:
+        """The storage that the feature set lies in, with paths relative to the store."""
+        return self._backend
+
+    @property
+    def committed(self) -> tuple[Record, ...]:
+        """Commit records of all fragments, replaced ones that ``gc`` has not removed too."""
+        return self._state.committed
+
+    @property
     def fragments(self) -> tuple[Record, ...]:
-        """Commit records of all fragments, sorted by id."""
+        """Commit records of all fragments that count, in their order."""
         return self._state.records
 
     @property
@@ -120,21 +129,42 @@ class FeatureSet:
         StorageError
             If the storage refuses.
         """
-        known = {record.fragment_id: record for record in self._state.records}
+        before = {record.fragment_id: record for record in self._state.committed}
         names = self._backend.names(fragments_folder(self.name))
-        fresh = [name for name in names if name not in known]
+        fresh = [name for name in names if name not in before]
         contents = self._backend.read_many(
             [metadata_path(folder_of(self.name, name)) for name in fresh]
         )
-        digest = self.spec.digest
+        found = {name: before[name] for name in names if name in before}
+        damaged: dict[str, FormatError] = {}
         for name, content in zip(fresh, contents, strict=True):
-            record = None if content is None else parse_record(content, name, feature_set=digest)
+            try:
+                record = self._parse(name, content)
+            except FormatError as error:
+                damaged[name] = error
+                continue
             if record is not None:
-                self._check_embedding(record)
-                known[name] = record
+                found[name] = record
+        replaced = {name for record in found.values() for name in record.replaces}
+        for name, damage in damaged.items():
+            if name not in replaced:
+                raise damage
         with self._lock:
-            known.update((record.fragment_id, record) for record in self._state.records)
-            self._state = Snapshot(known.values())
+            # What was committed through this object since may be missing from the listing.
+            found.update(
+                (record.fragment_id, record)
+                for record in self._state.committed
+                if record.fragment_id not in before
+            )
+            self._state = Snapshot(found.values())
+
+    def _parse(self, name: str, content: bytes | None) -> Record | None:
+        if content is None:
+            return None
+        record = parse_record(content, name, feature_set=self.spec.digest)
+        if record is not None:
+            self._check_embedding(record)
+        return record
 
     def _check_embedding(self, record: Record) -> None:
         layout = record.arrays["embedding"]
@@ -146,7 +176,12 @@ class FeatureSet:
             )
 
     def commit(
-        self, fragment: Fragment, provenance: Mapping[str, Any], *, encoding: Encoding | None = None
+        self,
+        fragment: Fragment,
+        provenance: Mapping[str, Any],
+        *,
+        encoding: Encoding | None = None,
+        replaces: Iterable[str] = (),
     ) -> str:
         """Write a fragment and make it count; give its id.
 
@@ -158,6 +193,8 @@ class FeatureSet:
             JSON values that say how it came about.
         encoding
             How to cut and pack the embedding; plain chunks of 4 MiB if None.
+        replaces
+            Ids of fragments that shall not count from the moment on at which this one does.
 
         Raises
         ------
@@ -168,7 +205,12 @@ class FeatureSet:
         """
         self._check_writable()
         record = commit_fragment(
-            self._backend, self.spec, fragment, provenance=provenance, encoding=encoding
+            self._backend,
+            self.spec,
+            fragment,
+            provenance=provenance,
+            encoding=encoding,
+            replaces=replaces,
         )
         with self._lock:
             self._state = self._state.with_record(record)
@@ -198,18 +240,15 @@ class FeatureSet:
 
         Raises
         ------
-        FormatError
-            If one is not JSON.
+        CorruptError
+            If one is not what was written; names it.
         """
         ids = [name.removesuffix(".json") for name in self._backend.names(builds_folder(self.name))]
         contents = self._backend.read_many([build_path(self.name, build_id) for build_id in ids])
-        documents = []
-        for build_id, content in zip(ids, contents, strict=True):
-            try:
-                documents.append(json.loads(content or b""))
-            except ValueError as error:
-                raise FormatError(f"record of build {build_id} is not JSON: {error}") from error
-        return documents
+        return [
+            parse_build(content or b"", build_id)
+            for build_id, content in zip(ids, contents, strict=True)
+        ]
 
     def load(
         self, image_ids: Iterable[str] | None = None, augmentation: str = "identity"
@@ -238,13 +277,30 @@ class FeatureSet:
         """
         state = self._state
         plan = self._plan(state, image_ids, augmentation)
-        read = partial(load_array, self._backend, self.name, plan)
+        read = partial(self._read, plan)
         return Loaded(
             embedding=read("embedding"),
             offset=plan.offset,
             image_ids=plan.image_ids,
             read_column=read,
         )
+
+    def _read(self, plan: LoadPlan, name: str) -> NDArray[Any]:
+        """Read an array of a plan, from where its rows lie now if fragments were replaced."""
+        try:
+            return load_array(self._backend, self.name, plan, name)
+        except CorruptError:
+            self.refresh()
+            state = self._state
+            there = {record.fragment_id for record in state.records}
+            places = state.places(plan.augmentation)
+            moved = any(record.fragment_id not in there for record, _ in plan.parts)
+            if not moved or any(image_id not in places for image_id in plan.image_ids):
+                raise
+            again = plan_load(state, plan.image_ids, plan.augmentation)
+            if again.offset.tolist() != plan.offset.tolist():
+                raise
+        return load_array(self._backend, self.name, again, name)
 
     def bag(self, image_id: str, augmentation: str = "identity") -> Bag:
         """Read one image's patches.

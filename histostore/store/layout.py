@@ -34,6 +34,7 @@ __all__ = [
     "builds_folder",
     "fragment_folder",
     "fragments_folder",
+    "id_seconds",
     "is_id",
     "join",
     "metadata_path",
@@ -236,6 +237,17 @@ def new_id(time_ns: int | None = None) -> str:
     """
     now = time.time_ns() if time_ns is None else time_ns
     return f"{now // 1_000_000:012x}-{secrets.token_hex(8)}"
+
+
+def id_seconds(name: str) -> float:
+    """Give the time at which an id was made, in seconds since 1970, by its maker's clock.
+
+    Examples
+    --------
+    >>> id_seconds(new_id(5_000_000_000))
+    5.0
+    """
+    return int(name.partition("-")[0], 16) / 1000
 
 
 def is_id(name: str) -> bool:

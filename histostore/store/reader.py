@@ -18,7 +18,7 @@ from histostore.store.writer import put_feature_set, put_store
 if TYPE_CHECKING:
     from histostore.store.backend import Backend
 
-__all__ = ["Store", "open_store"]
+__all__ = ["Store", "check_store", "open_store", "parse_feature_set"]
 
 _SHOWN = 8
 
@@ -61,7 +61,7 @@ def open_store(
     if content is None:
         content = _create(backend, mode)
     if content is not None:
-        _check_store(content, backend.url)
+        check_store(content, backend.url)
     return Store(backend, writable=mode == "a")
 
 
@@ -84,7 +84,14 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def _check_store(content: bytes, url: str) -> None:
+def check_store(content: bytes, url: str) -> None:
+    """Refuse a root document that is not that of a store.
+
+    Raises
+    ------
+    FormatError, VersionError
+        Saying what it is instead.
+    """
     attributes = _attributes(content, url)
     if "histostore" not in attributes:
         held = _some(sorted(attributes)) or "none"
@@ -116,6 +123,11 @@ class Store(Mapping[str, FeatureSet]):
         self._documents: dict[str, bytes] = {}
         self.refresh()
 
+    @property
+    def backend(self) -> Backend:
+        """The storage, with paths relative to the store."""
+        return self._backend
+
     def __repr__(self) -> str:
         return f"<Store {self.url}: {', '.join(self) or 'no feature set'}>"
 
@@ -138,7 +150,7 @@ class Store(Mapping[str, FeatureSet]):
         if name not in self._open:
             if name not in self._documents:
                 raise NotFound(self._no_such(name))
-            spec = _parse_feature_set(self._documents[name], name)
+            spec = parse_feature_set(self._documents[name], name)
             self._open[name] = FeatureSet(self._backend, spec, writable=self._writable)
         return self._open[name]
 
@@ -204,8 +216,14 @@ class Store(Mapping[str, FeatureSet]):
         return f"{self.url} holds no feature set {name!r}; {hint}it holds {', '.join(self)}"
 
 
-def _parse_feature_set(content: bytes, name: str) -> FeatureSpec:
-    """Read the metadata of a feature set, and check that it is what its name says."""
+def parse_feature_set(content: bytes, name: str) -> FeatureSpec:
+    """Read the metadata of a feature set, and check that it is what its name says.
+
+    Raises
+    ------
+    FormatError, VersionError
+        If it is not.
+    """
     subject = f"feature set {name}"
     ours = _attributes(content, subject).get("histostore")
     if not isinstance(ours, dict):

@@ -18,14 +18,30 @@ from histostore.files import Source
 from histostore.store.layout import ARRAYS, FORMAT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from histostore.store.fragment import Fragment
 
-__all__ = ["ArrayLayout", "Record", "StoredObject", "check_format", "encode_record", "parse_record"]
+__all__ = [
+    "BLANK_DIGEST",
+    "DIGEST_NAME",
+    "ArrayLayout",
+    "Record",
+    "StoredObject",
+    "check_digest",
+    "check_format",
+    "encode_record",
+    "parse_array",
+    "parse_build",
+    "parse_record",
+    "seal",
+]
 
-_DIGEST_KEY = b'"record_sha256": "'
-_BLANK = "0" * 64
+DIGEST_NAME = "record_sha256"
+"""Key of the digest that a document carries of itself."""
+
+_DIGEST_KEY = f'"{DIGEST_NAME}": "'.encode()
+BLANK_DIGEST = "0" * 64
 _GROUP_KEYS = frozenset({"zarr_format", "node_type", "attributes"})
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC = {"name": "crc32c"}
@@ -97,6 +113,9 @@ class Record:
     source_documents: tuple[Mapping[str, Any], ...]
     """One per image: :class:`~histostore.files.Source` as JSON, turned into one on demand."""
 
+    replaces: tuple[str, ...] = ()
+    """Fragments that do not count any more since this one is there."""
+
     def source(self, image: int) -> Source:
         """Give the source of the image at position ``image``, as it was when it was read."""
         return Source.from_json(self.source_documents[image])
@@ -129,6 +148,7 @@ def encode_record(
     metadata: Mapping[str, Mapping[str, Any]],
     objects: Mapping[str, StoredObject],
     provenance: Mapping[str, Any],
+    replaces: Iterable[str] = (),
 ) -> bytes:
     """Write the commit record.
 
@@ -146,6 +166,8 @@ def encode_record(
         All other objects of the fragment, by path.
     provenance
         JSON values.
+    replaces
+        Ids of fragments that shall not count any more.
 
     Returns
     -------
@@ -155,7 +177,7 @@ def encode_record(
     bounds = fragment.offset.tolist()
     commit = {
         "format": FORMAT,
-        "record_sha256": _BLANK,
+        DIGEST_NAME: BLANK_DIGEST,
         "fragment": fragment_id,
         "feature_set": feature_set,
         "image_id": list(fragment.image_ids),
@@ -166,6 +188,8 @@ def encode_record(
         "objects": {path: [item.n_bytes, item.sha256] for path, item in objects.items()},
         "provenance": dict(provenance),
     }
+    if replaced := sorted(set(replaces)):
+        commit["replaces"] = replaced
     document = {
         "zarr_format": 3,
         "node_type": "group",
@@ -176,13 +200,12 @@ def encode_record(
             "metadata": dict(metadata),
         },
     }
-    content = json.dumps(document, allow_nan=False).encode()
-    start = content.index(_DIGEST_KEY) + len(_DIGEST_KEY)
-    digest = hashlib.sha256(content).hexdigest().encode()
-    return content[:start] + digest + content[start + len(_BLANK) :]
+    return seal(json.dumps(document, allow_nan=False).encode())
 
 
-def parse_record(content: bytes, fragment_id: str, *, feature_set: str) -> Record | None:
+def parse_record(
+    content: bytes, fragment_id: str, *, feature_set: str, damaged: bool = False
+) -> Record | None:
     """Read a fragment's ``zarr.json``.
 
     Parameters
@@ -193,6 +216,9 @@ def parse_record(content: bytes, fragment_id: str, *, feature_set: str) -> Recor
         Name of the folder in which it lies.
     feature_set
         Full digest that it must be of.
+    damaged
+        Take the document although it is not what was written: every word of it must then be
+        found elsewhere too before it may be believed.
 
     Returns
     -------
@@ -210,7 +236,11 @@ def parse_record(content: bytes, fragment_id: str, *, feature_set: str) -> Recor
     """
     subject = f"fragment {fragment_id}"
     try:
-        document = json.loads(content)
+        document = (
+            json.loads(content.decode(errors="replace"), strict=False)
+            if damaged
+            else json.loads(content)
+        )
     except ValueError as error:
         raise CorruptError(f"{subject}: its commit record is not JSON ({error})") from error
     if not isinstance(document, dict):
@@ -222,7 +252,8 @@ def parse_record(content: bytes, fragment_id: str, *, feature_set: str) -> Recor
     try:
         commit = document["attributes"]["histostore"]
         check_format(commit["format"], subject)
-        _check_digest(content, commit["record_sha256"], subject)
+        if not damaged:
+            check_digest(content, commit[DIGEST_NAME], f"{subject}: its commit record")
         metadata = document["consolidated_metadata"]["metadata"]
         record = _record(commit, metadata)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -236,11 +267,51 @@ def parse_record(content: bytes, fragment_id: str, *, feature_set: str) -> Recor
     return record
 
 
-def _check_digest(content: bytes, stored: str, subject: str) -> None:
+def seal(content: bytes) -> bytes:
+    """Put the digest of a document into it, in place of :data:`BLANK_DIGEST`."""
+    start = content.index(_DIGEST_KEY) + len(_DIGEST_KEY)
+    digest = hashlib.sha256(content).hexdigest().encode()
+    return content[:start] + digest + content[start + len(BLANK_DIGEST) :]
+
+
+def check_digest(content: bytes, stored: str, subject: str) -> None:
+    """Hold a sealed document against the digest in it.
+
+    Raises
+    ------
+    CorruptError
+        If it is not what was written.
+    """
     start = content.find(_DIGEST_KEY) + len(_DIGEST_KEY)
-    blanked = content[:start] + _BLANK.encode() + content[start + len(_BLANK) :]
+    blanked = content[:start] + BLANK_DIGEST.encode() + content[start + len(BLANK_DIGEST) :]
     if hashlib.sha256(blanked).hexdigest() != stored:
-        raise CorruptError(f"{subject}: its commit record fails its SHA-256; restore or verify")
+        raise CorruptError(f"{subject} fails its SHA-256; histostore verify --repair")
+
+
+def parse_build(content: bytes, build_id: str) -> dict[str, Any]:
+    """Read the record of a build; the digest in it is checked, and left out.
+
+    Raises
+    ------
+    CorruptError
+        If it is not what was written.
+    """
+    subject = f"record of build {build_id}"
+    try:
+        document = json.loads(content)
+    except ValueError as error:
+        raise CorruptError(
+            f"{subject} is not JSON ({error}); histostore verify --repair"
+        ) from error
+    if not isinstance(document, dict):
+        raise CorruptError(f"{subject} is not a JSON object; histostore verify --repair")
+    name, first = next(iter(document.items()), ("", ""))
+    # Records without a digest are read as they are. A text of this length in its place is a
+    # digest, whatever has become of its name.
+    if isinstance(first, str) and len(first) >= len(BLANK_DIGEST) - 4:
+        check_digest(content, first, subject)
+        del document[name]
+    return document
 
 
 def _record(commit: Mapping[str, Any], metadata: Mapping[str, Any]) -> Record:
@@ -257,6 +328,7 @@ def _record(commit: Mapping[str, Any], metadata: Mapping[str, Any]) -> Record:
         },
         provenance=commit["provenance"],
         source_documents=tuple(commit["source"]),
+        replaces=tuple(commit.get("replaces", ())),
     )
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from histostore.store.backend import Backend, StoredBytes
     from histostore.store.record import ArrayLayout
 
-__all__ = ["Run", "ShardRead", "plan_reads", "read_column", "read_rows"]
+__all__ = ["Run", "ShardRead", "fill_rows", "plan_reads", "read_column", "read_rows"]
 
 _CRC_BYTES = 4
 _INDEX_ENTRY = np.dtype([("start", "<u8"), ("n_bytes", "<u8")])
@@ -120,17 +120,30 @@ def read_rows(
     if opened is None:
         raise _corrupt(fragment, read, None, "its object is missing")
     with opened as stored:
-        places = _places(stored, fragment, layout, read)
-        for (position, first, runs), (start, n_bytes) in zip(read.chunks, places, strict=True):
-            valid = min(layout.chunk[-2 if len(layout.chunk) > 1 else 0], _n_rows(layout) - first)
-            whole = len(runs) == 1 and runs[0][1] - runs[0][0] == valid
-            if whole and layout.compressor is None:
-                rows = target[runs[0][2] : runs[0][2] + valid]
-                problem = _read_whole(stored, start, n_bytes, rows)
-            else:
-                problem = _read_parts(stored, start, n_bytes, layout, (first, runs), target)
-            if problem:
-                raise _corrupt(fragment, read, position, problem)
+        fill_rows(stored, fragment, layout, read, target)
+
+
+def fill_rows(
+    stored: StoredBytes, fragment: str, layout: ArrayLayout, read: ShardRead, target: NDArray[Any]
+) -> None:
+    """Fill rows of ``target`` from an object that is open, as :func:`read_rows` does.
+
+    Raises
+    ------
+    CorruptError
+        If the object is short, or a checksum fails; names fragment, array and chunk.
+    """
+    places = _places(stored, fragment, layout, read)
+    for (position, first, runs), (start, n_bytes) in zip(read.chunks, places, strict=True):
+        valid = min(layout.chunk[-2 if len(layout.chunk) > 1 else 0], _n_rows(layout) - first)
+        whole = len(runs) == 1 and runs[0][1] - runs[0][0] == valid
+        if whole and layout.compressor is None:
+            rows = target[runs[0][2] : runs[0][2] + valid]
+            problem = _read_whole(stored, start, n_bytes, rows)
+        else:
+            problem = _read_parts(stored, start, n_bytes, layout, (first, runs), target)
+        if problem:
+            raise _corrupt(fragment, read, position, problem)
 
 
 def _n_rows(layout: ArrayLayout) -> int:

@@ -16,30 +16,45 @@ if TYPE_CHECKING:
 
     from histostore.store.record import Record
 
-__all__ = ["Index", "Snapshot"]
+__all__ = ["Index", "Snapshot", "place_of"]
+
+
+def place_of(record: Record) -> tuple[str, str]:
+    """Give what fragments are sorted by: an id, which is its own unless it replaces others."""
+    return min((record.fragment_id, *record.replaces)), record.fragment_id
 
 
 class Snapshot:
     """Committed fragments, immutable; what follows from them is computed once, on demand.
 
     Where several fragments hold the same image in the same view, the smallest id wins: it
-    does not matter in which order builders commit, or who looks first.
+    does not matter in which order builders commit, or who looks first. A fragment that
+    another one replaces does not count: both changes, the new rows and the end of the old
+    ones, come into force by one put. The new one stands in the place of the first that it
+    replaces, so that neither the order of images nor the winner of any changes.
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
-        self.records = tuple(sorted(records, key=lambda record: record.fragment_id))
+        self.committed = tuple(sorted(records, key=place_of))
+        """All there are, replaced ones too."""
+        self.replaced = frozenset(name for record in self.committed for name in record.replaces)
+        """Ids of those that do not count, and of some that may be gone."""
+        self.records = tuple(
+            record for record in self.committed if record.fragment_id not in self.replaced
+        )
+        """Those that count."""
 
     def __len__(self) -> int:
         return len(self.records)
 
     def with_record(self, record: Record) -> Snapshot:
         """Give the snapshot that holds one record more."""
-        return Snapshot((*self.records, record))
+        return Snapshot((*self.committed, record))
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the ids of the committed fragments."""
-        ids = "\n".join(record.fragment_id for record in self.records)
+        ids = "\n".join(sorted(record.fragment_id for record in self.records))
         return hashlib.sha256(ids.encode()).hexdigest()
 
     @cached_property

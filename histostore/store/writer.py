@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
-from histostore.errors import HistostoreError, OptionError
+from histostore.errors import HistostoreError, OptionError, StorageError
 from histostore.store.encoding import encoders
 from histostore.store.layout import (
     Encoding,
@@ -23,19 +24,30 @@ from histostore.store.layout import (
     metadata_path,
     new_id,
 )
-from histostore.store.record import Record, StoredObject, encode_record, parse_record
+from histostore.store.record import (
+    BLANK_DIGEST,
+    DIGEST_NAME,
+    Record,
+    StoredObject,
+    encode_record,
+    parse_record,
+    seal,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from concurrent.futures import Future
 
     from histostore.spec import FeatureSpec
     from histostore.store.backend import Backend
     from histostore.store.fragment import Fragment
 
-__all__ = ["commit_fragment", "put_build", "put_feature_set", "put_store"]
+__all__ = ["COMMIT_SECONDS", "commit_fragment", "put_build", "put_feature_set", "put_store"]
 
 logger = logging.getLogger(__name__)
+
+COMMIT_SECONDS = 6 * 3600.0
+"""A writer that took longer between its first object and its record gives up; see ``gc``."""
 
 
 def put_store(backend: Backend) -> None:
@@ -59,7 +71,7 @@ def _group(attributes: Mapping[str, Any]) -> bytes:
 
 
 def put_build(backend: Backend, feature_set: str, document: Mapping[str, Any]) -> str:
-    """Put the record of a build; give its id.
+    """Put the record of a build, sealed with its own digest; give its id.
 
     Raises
     ------
@@ -67,7 +79,8 @@ def put_build(backend: Backend, feature_set: str, document: Mapping[str, Any]) -
         If the document is not JSON.
     """
     build_id = new_id()
-    backend.put(build_path(feature_set, build_id), _json(document, "the record of a build"))
+    content = _json({DIGEST_NAME: BLANK_DIGEST, **document}, "the record of a build")
+    backend.put(build_path(feature_set, build_id), seal(content))
     return build_id
 
 
@@ -78,6 +91,7 @@ def commit_fragment(
     *,
     provenance: Mapping[str, Any],
     encoding: Encoding | None = None,
+    replaces: Iterable[str] = (),
 ) -> Record:
     """Write a fragment and make it count.
 
@@ -93,6 +107,8 @@ def commit_fragment(
         JSON values that say how it came about.
     encoding
         How to cut and pack the embedding.
+    replaces
+        Ids of committed fragments that shall not count once this one does.
 
     Returns
     -------
@@ -104,10 +120,12 @@ def commit_fragment(
     OptionError
         If the fragment does not fit the feature set, or the provenance is not JSON.
     StorageError
-        If the storage refuses; then the fragment does not count.
+        If the storage refuses, or took so long that the objects may have been cleared away;
+        then the fragment does not count.
     """
     _check(fragment, spec)
     _json(provenance, "the provenance of a fragment")
+    began = time.time()
     fragment_id = new_id()
     folder = fragment_folder(spec.name, fragment_id)
     metadata: dict[str, Any] = {}
@@ -123,6 +141,7 @@ def commit_fragment(
                     writes = _settled(writes, FIRST_COMPLETED)
             _settled(writes, "ALL_COMPLETED")
         backend.settle(join(folder, path) for path in objects)
+        _check_pace(time.time() - began, fragment_id)
     except BaseException:
         # The record has not been put, so nobody can have seen these.
         backend.discard([join(folder, path) for path in objects])
@@ -134,6 +153,7 @@ def commit_fragment(
         metadata=metadata,
         objects=objects,
         provenance=provenance,
+        replaces=replaces,
     )
     record = parse_record(content, fragment_id, feature_set=spec.digest)
     if record is None:
@@ -167,6 +187,15 @@ def _check(fragment: Fragment, spec: FeatureSpec) -> None:
         raise OptionError(
             f"the fragment holds {found[0]} features as {found[1]}; "
             f"feature set {spec.name} has {spec.n_features} as {spec.dtype}"
+        )
+
+
+def _check_pace(seconds: float, fragment_id: str) -> None:
+    """Refuse to commit what ``gc`` may take for the leavings of a writer that is long dead."""
+    if seconds > COMMIT_SECONDS:
+        raise StorageError(
+            f"fragment {fragment_id} took {seconds / 3600:.1f} hours to write, was the machine "
+            "asleep? What was written may be gone: run the same again"
         )
 
 
