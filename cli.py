@@ -439,6 +439,7 @@ def compact(store: str, feature_set: str | None, storage_options: dict[str, Any]
     from histostore.store import open_store
     from histostore.store.compact import compact as merge
 
+    open_store(store, storage_options)  # to read, first: nothing is made where nothing is
     features = open_store(store, storage_options, mode="a").feature_set(feature_set)
     with _progress("fragments") as show:
         report = merge(features, progress=lambda done, total: show(done, total, ""))
