@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["PRESETS", "Recipe", "known_recipes", "recipe"]
 
 
+_NOT_WITH_SWA = ("one-cycle", "plateau")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     """How to train a head.
@@ -61,16 +64,33 @@ class Recipe:
     lr: float = number(5e-4, "learning rate", positive=True, high=10)
     weight_decay: float = number(1e-2, "decoupled weight decay (sgd: L2)", high=10)
     schedule: str = choice(
-        "cosine", "learning rate over the epochs: constant or to zero", among=("none", "cosine")
+        "cosine",
+        "learning rate over the epochs: constant, to zero, up and down, or down when stuck",
+        among=("none", "cosine", "one-cycle", "plateau"),
+    )
+    plateau_patience: int = whole(
+        3, "epochs without a better score before schedule plateau lowers the rate", low=0
+    )
+    plateau_factor: float = number(
+        0.2, "by which schedule plateau multiplies the rate", positive=True, high=0.99
     )
     gradient_clip: float | None = number(5.0, "largest gradient norm", positive=True, optional=True)
     epochs: int = whole(60, "passes over the training bags", low=1, high=100_000)
     batch_size: int = whole(32, "bags per step", low=1, high=1_000_000)
+    sampler: str = choice(
+        "shuffle",
+        "each bag once an epoch, or drawn with replacement so that classes come alike",
+        among=("shuffle", "balanced"),
+    )
 
     patch_dropout: float = number(0.0, "chance to leave a patch out of a training bag", high=0.99)
     min_patches: int = whole(4, "patches that patch_dropout always leaves in a bag", low=1)
     embedding_noise: float = number(
         0.0, "standard deviation of Gaussian noise added to training embeddings", high=100
+    )
+
+    mixup: float = number(
+        0.0, "a of Beta(a, a): patches of two bags are mixed in that share; 0 is off", high=100
     )
 
     swa_start: float | None = number(
@@ -79,11 +99,19 @@ class Recipe:
     swa_lr: float | None = number(
         None, "learning rate while averaging; none is half of lr", positive=True, optional=True
     )
+    ema_decay: float | None = number(
+        None, "keep a moving average of the weights that fades like this", high=1, optional=True
+    )
+    monitor: str = choice(
+        "macro_f1",
+        "validation score that keep, patience and schedule plateau watch",
+        among=("macro_f1", "accuracy", "auroc", "loss"),
+    )
     keep: str = choice(
-        "last", "weights to keep: last epoch, or best validation macro-F1", among=("last", "best")
+        "last", "weights to keep: last epoch, or the best by monitor", among=("last", "best")
     )
     patience: int | None = whole(
-        None, "stop after this many epochs without a better macro-F1", low=1, optional=True
+        None, "stop after this many epochs without a better score", low=1, optional=True
     )
 
     def __post_init__(self) -> None:
@@ -94,12 +122,16 @@ class Recipe:
             problems.append("swa_start averages the last epochs, so keep must be last")
         if not problems and self.swa_start is not None and self.patience is not None:
             problems.append("swa_start needs all epochs, so patience must be none")
+        if not problems and self.swa_start is not None and self.ema_decay is not None:
+            problems.append("swa_start and ema_decay both average weights: set one of them")
+        if not problems and self.swa_start is not None and self.schedule in _NOT_WITH_SWA:
+            problems.append(f"schedule {self.schedule} has no phase to average: use cosine or none")
         _settings.check(f"recipe {self.name}", problems)
 
     @property
     def needs_validation(self) -> bool:
         """Whether training looks at validation bags to decide anything."""
-        return self.keep == "best" or self.patience is not None
+        return self.keep == "best" or self.patience is not None or self.schedule == "plateau"
 
     def with_settings(self, **overrides: Any) -> Recipe:
         """Give a recipe with some settings changed; text is read as on the command line."""
@@ -173,6 +205,38 @@ PRESETS: dict[str, tuple[Recipe, str]] = {
         ),
         "focal loss, γ = 2, without class weights; Lion; run it with 3 seeds",
     ),
+    # HistoVision (arXiv-style report on BreaKHis, §3.4), the phase in which both backbones are
+    # frozen. NOTE[DIFF] Its mixed precision is left out: the vectors are computed already, and
+    # the head is too small to gain.
+    "r6-phase1": (
+        Recipe(
+            name="r6-phase1",
+            label_smoothing=0.2,
+            class_weights="balanced",
+            sampler="balanced",
+            lr=1e-4,
+            weight_decay=1e-5,
+            schedule="plateau",
+            plateau_patience=3,
+            plateau_factor=0.2,
+            gradient_clip=1.0,
+            epochs=7,
+            batch_size=32,
+            monitor="auroc",
+            keep="best",
+            patience=7,
+        ),
+        "head of a frozen fusion: balanced classes twice over, plateau on AUROC, 7 epochs",
+    ),
+}
+PRESETS |= {
+    alias: (dataclasses.replace(PRESETS[name][0], name=alias), f"{what}; the same as {name}")
+    for alias, name, what in (
+        ("r1", "r-drop", "AN2DL report, §4: for gated-mil, with several seeds"),
+        ("r2", "default", "AN2DL report, A.1: three heads under one recipe"),
+        ("r3", "swa", "AN2DL report, A.2"),
+        ("r4", "focal-lion", "AN2DL report, A.3: for patch-mean, with 3 seeds"),
+    )
 }
 """Every named recipe, with one line about it."""
 
@@ -188,7 +252,7 @@ def recipe(name: str = "default", **overrides: Any) -> Recipe:
     Parameters
     ----------
     name
-        ``default``, ``r-drop``, ``swa`` or ``focal-lion``.
+        ``default``, ``r-drop``, ``swa``, ``focal-lion``, …: one of :data:`PRESETS`.
     overrides
         Settings by name; text is read as on the command line (``epochs="40"``).
 
@@ -203,7 +267,7 @@ def recipe(name: str = "default", **overrides: Any) -> Recipe:
     5
     >>> recipe("r-dorp")
     Traceback (most recent call last):
-    zoo.errors.RecipeError: no recipe is called 'r-dorp'; known: default, r-drop, swa, focal-lion
+    zoo.errors.RecipeError: no recipe is called 'r-dorp'; known: default, r-drop, swa, focal-lion, ...
     """
     if name not in PRESETS:
         raise RecipeError(f"no recipe is called {name!r}; known: {', '.join(PRESETS)}")

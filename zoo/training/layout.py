@@ -38,6 +38,15 @@ class Layout(Protocol):
     def real(self, per_row: Tensor) -> Tensor:
         """Give one value per real row, bag after bag: ``(row,)``."""
 
+    def pad(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Give rows as ``(bag, patch, ·)`` with zeros on padding, and the mask ``(bag, patch)``.
+
+        For heads that must see a bag as a sequence (self-attention, top patches, pseudo-bags).
+        """
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """Invert :meth:`pad`: ``(bag, patch, ·)`` in the shape of rows."""
+
 
 class Padded:
     """Bags filled up to one length.
@@ -73,6 +82,15 @@ class Padded:
     def real(self, per_row: Tensor) -> Tensor:
         """Give the values ``(bag, patch)`` that are no padding, ``(row,)``."""
         return per_row[self.mask]
+
+    def pad(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Put zeros on the padding of rows ``(bag, patch, ·)``; they are padded as they are."""
+        hidden = ~self.mask.view(*self.mask.shape, *(1,) * (rows.dim() - 2))
+        return rows.masked_fill(hidden, 0.0), self.mask
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """Give ``(bag, patch, ·)`` as it is."""
+        return padded
 
 
 class Packed:
@@ -118,3 +136,15 @@ class Packed:
     def real(self, per_row: Tensor) -> Tensor:
         """Give the values ``(row,)`` as they are."""
         return per_row
+
+    def pad(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Lay rows ``(row, ·)`` out as ``(bag, patch, ·)``."""
+        width = int(self.lengths.max())
+        mask = torch.arange(width, device=rows.device) < self.lengths.unsqueeze(1)
+        padded = rows.new_zeros(*mask.shape, *rows.shape[1:])
+        return padded.index_put((mask,), rows), mask
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """Take the real rows of ``(bag, patch, ·)``, ``(row, ·)``."""
+        places = torch.arange(padded.shape[1], device=padded.device)
+        return padded[places < self.lengths.unsqueeze(1)]

@@ -11,16 +11,18 @@ import copy
 import logging
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from zoo.errors import EmptyBag, RecipeError
-from zoo.metrics import accuracy, macro_f1
+from zoo.metrics import accuracy, evaluate, macro_f1
 from zoo.training.layout import Layout, Padded
-from zoo.training.losses import Loss
-from zoo.training.optim import WeightAverage, make_optimiser, rate_at, set_rate
+from zoo.training.losses import Loss, Pass, balanced_weights
+from zoo.training.mixing import mix_bags, mix_targets
+from zoo.training.optim import Rates, WeightAverage, make_optimiser
 
 if TYPE_CHECKING:
     from zoo.recipes import Recipe
@@ -37,6 +39,18 @@ class BagModule(nn.Module, ABC):
     @abstractmethod
     def logits(self, rows: Tensor, layout: Layout) -> Tensor:
         """Map rows in any layout to logits ``(bag, class)``; padding must be finite."""
+
+    def objective(self, rows: Tensor, layout: Layout, target: Tensor, loss: Loss) -> Pass:
+        """Make one training pass: the logits, and the loss to step on.
+
+        Heads whose papers add terms of their own (an instance loss, a loss per branch)
+        override this; ``loss.of_logits(logits, target)`` is the recipe's loss of any logits.
+
+        **Shape**: ``target (bag,)`` int64, or ``(bag, class)`` float, shares that sum to 1,
+        where bags are mixed.
+        """
+        logits = self.logits(rows, layout)
+        return Pass(logits, loss.of_logits(logits, target))
 
     def forward(self, x: Tensor, mask: Tensor, coords: Tensor | None = None) -> Tensor:
         """Map padded bags to logits.
@@ -69,7 +83,7 @@ class _Keeper:
         """Look at an epoch; True where training shall stop."""
         if not self._recipe.needs_validation:
             return False
-        score = (row["validation_macro_f1"], -row["validation_loss"])
+        score = (monitored(self._recipe, row), -row["validation_loss"])
         if score > self._best:
             self._best, self._waited = score, 0
             if self._recipe.keep == "best":
@@ -82,6 +96,14 @@ class _Keeper:
         """Put the kept weights back."""
         if self._state is not None:
             module.load_state_dict(self._state)
+
+
+def monitored(recipe: Recipe, row: dict[str, float]) -> float:
+    """Give the score of an epoch that the recipe watches, more is better, −∞ where undefined."""
+    value = row[f"validation_{recipe.monitor}"]
+    if math.isnan(value):
+        return -math.inf
+    return -value if recipe.monitor == "loss" else value
 
 
 def train(
@@ -121,71 +143,113 @@ def train(
     """
     loss = Loss(recipe, bags.labels, n_classes)
     optimiser = make_optimiser(recipe, module.parameters())
-    keeper, average = _Keeper(recipe), WeightAverage()
+    rates, keeper = Rates(recipe, optimiser), _Keeper(recipe)
+    average = WeightAverage(recipe.ema_decay)
+    step = _Step(module, recipe, loss, optimiser, average, n_classes)
     history: list[dict[str, Any]] = []
     for epoch in range(1, recipe.epochs + 1):
-        seen = _one_epoch(module, bags, recipe=recipe, loss=loss, optimiser=optimiser, epoch=epoch)
-        judged = module
+        seen = _one_epoch(step, bags, rates, epoch)
         if recipe.swa_start is not None and epoch > recipe.swa_start * recipe.epochs:
             average.add(module)
+        judged = module
+        if average.count:
             judged = copy.deepcopy(module)
             judged.load_state_dict(average.state())
-        row = _row(epoch, seen, _evaluate(judged, validation, loss))
+        row = _row(epoch, seen, _evaluate(judged, validation, loss, recipe))
         history.append(row)
         logger.debug("epoch %d of %d: %s", epoch, recipe.epochs, row)
-        if keeper.see(module, row):
-            break
-    keeper.restore(module)
+        if recipe.needs_validation:
+            rates.see(monitored(recipe, row))
+            if keeper.see(judged, row):
+                break
     if average.count:
         module.load_state_dict(average.state())
+    keeper.restore(module)
     return history
 
 
-def _one_epoch(
-    module: BagModule,
-    bags: Batches,
-    *,
-    recipe: Recipe,
-    loss: Loss,
-    optimiser: torch.optim.Optimizer,
-    epoch: int,
-) -> dict[str, float]:
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One step of training, and all it needs."""
+
+    module: BagModule
+    recipe: Recipe
+    loss: Loss
+    optimiser: torch.optim.Optimizer
+    average: WeightAverage
+    n_classes: int
+
+    def take(self, bags: Batches, index: Tensor) -> Pass:
+        """Step on the bags ``index``."""
+        value = self._forward(*bags.take(index, recipe=self.recipe), bags.labels[index])
+        self.optimiser.zero_grad(set_to_none=True)
+        value.loss.backward()  # type: ignore[no-untyped-call]
+        if self.recipe.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.gradient_clip)
+        self.optimiser.step()
+        if self.recipe.ema_decay is not None:
+            self.average.add(self.module)
+        return Pass(value.logits.detach(), value.loss.detach())
+
+    def _forward(self, rows: Tensor, layout: Layout, target: Tensor) -> Pass:
+        if self.recipe.mixup:
+            rows, layout, target = self._mixed(rows, layout, target)
+        first = self.module.objective(rows, layout, target, self.loss)
+        if not self.recipe.r_drop:
+            return first
+        second = self.module.objective(rows, layout, target, self.loss)
+        return Pass(first.logits, self.loss.of_passes(first, second))
+
+    def _mixed(self, rows: Tensor, layout: Layout, target: Tensor) -> tuple[Tensor, Layout, Tensor]:
+        # Two gamma draws make one of Beta(a, a). The larger share is the bag's own, so that the
+        # training scores, taken against its own label, mean something.
+        draws = torch._standard_gamma(torch.full((2,), self.recipe.mixup))  # noqa: SLF001
+        share = float(draws.max() / draws.sum().clamp_min(1e-12))
+        partner = torch.randperm(len(target), device=target.device)
+        rows, mixed = mix_bags(rows, layout, partner, share)
+        return rows, mixed, mix_targets(target, partner, share, self.n_classes)
+
+
+def _order(bags: Batches, recipe: Recipe, n_classes: int) -> Tensor:
+    """Choose the bags of an epoch, ``(bag,)``."""
+    if recipe.sampler == "shuffle":
+        return torch.randperm(len(bags), device=bags.rows.device)
+    weights = balanced_weights(bags.labels, n_classes)[bags.labels]
+    return torch.multinomial(weights, len(bags), replacement=True)
+
+
+def _one_epoch(step: _Step, bags: Batches, rates: Rates, epoch: int) -> dict[str, float]:
     """Step once through all bags; give loss and scores of the training passes."""
-    module.train()
-    order = torch.randperm(len(bags), device=bags.rows.device)
-    batches = torch.split(order, recipe.batch_size)
-    losses, outputs = [], []
-    for step, index in enumerate(batches):
-        set_rate(optimiser, rate_at(recipe, (epoch - 1 + step / len(batches)) / recipe.epochs))
-        rows, layout = bags.take(index, recipe=recipe)
-        target = bags.labels[index]
-        logits = module.logits(rows, layout)
-        if recipe.r_drop:
-            value = loss.of_passes(logits, module.logits(rows, layout), target)
-        else:
-            value = loss.of_logits(logits, target)
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
-        if recipe.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(module.parameters(), recipe.gradient_clip)
-        optimiser.step()
-        losses.append(value.detach() * len(index))
-        outputs.append(logits.detach())
-    total = float(torch.stack(losses).sum()) / len(bags)
+    step.module.train()
+    order = _order(bags, step.recipe, step.n_classes)
+    batches = torch.split(order, step.recipe.batch_size)
+    passes = []
+    for number, index in enumerate(batches):
+        rates.begin((epoch - 1 + number / len(batches)) / step.recipe.epochs)
+        passes.append(step.take(bags, index))
+    sizes = torch.tensor([len(index) for index in batches], device=order.device)
+    total = float((torch.stack([one.loss for one in passes]) * sizes).sum()) / len(bags)
     if not math.isfinite(total):
         raise RecipeError(
-            f"training diverged in epoch {epoch} (loss is {total}): lower lr (it is {recipe.lr:g})"
+            f"training diverged in epoch {epoch} (loss is {total}): lower lr (it is "
+            f"{step.recipe.lr:g})"
         )
-    return _scores(total, torch.cat(outputs), bags.labels[order])
+    return _scores(total, torch.cat([one.logits for one in passes]), bags.labels[order])
 
 
 @torch.inference_mode()
-def _evaluate(module: BagModule, bags: Batches | None, loss: Loss) -> dict[str, float]:
+def _evaluate(
+    module: BagModule, bags: Batches | None, loss: Loss, recipe: Recipe
+) -> dict[str, float]:
     if bags is None:
         return dict.fromkeys(("loss", "macro_f1", "accuracy"), math.nan)
     module.eval()
     logits = torch.cat([module.logits(*step) for step in bags.in_order()])
-    return _scores(float(loss.of_logits(logits, bags.labels)), logits, bags.labels)
+    scores = _scores(float(loss.of_logits(logits, bags.labels)), logits, bags.labels)
+    if recipe.monitor == "auroc":
+        prob = logits.double().softmax(dim=1).cpu().numpy()
+        scores["auroc"] = evaluate(bags.labels.cpu().numpy(), prob)["auroc"]
+    return scores
 
 
 def _scores(loss: float, logits: Tensor, labels: Tensor) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from zoo.recipes import Recipe
 
-__all__ = ["Loss", "balanced_weights", "smoothed_focal", "symmetric_divergence"]
+__all__ = ["Loss", "Pass", "balanced_weights", "smoothed_focal", "symmetric_divergence"]
 
 
 def smoothed_focal(
@@ -32,7 +32,7 @@ def smoothed_focal(
     logits
         ``(bag, class)``.
     target
-        ``(bag,)`` int64, the true class.
+        ``(bag,)`` int64, the true class; or ``(bag, class)``, shares that sum to 1.
     weights
         ``(class,)``, 1 for every class where left out.
     label_smoothing
@@ -40,20 +40,22 @@ def smoothed_focal(
     gamma
         Exponent that plays down what is already right (Lin 2017, eq. 4).
     """
-    if gamma == 0.0:
+    hard_target = target.dim() == 1
+    if gamma == 0.0 and hard_target:
         return functional.cross_entropy(
             logits, target, weight=weights, label_smoothing=label_smoothing
         )
     log_p = functional.log_softmax(logits, dim=-1)
-    hard = functional.one_hot(target, logits.shape[-1]).to(log_p.dtype)
+    hard = functional.one_hot(target, logits.shape[-1]) if hard_target else target
+    hard = hard.to(log_p.dtype)
     soft = hard * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
     # 1 − p is −expm1(log p): exact where p is close to 1. Its power has no finite slope at 0
     # for γ < 1, hence the floor.
     rest = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).eps)
-    terms = -soft * rest.pow(gamma) * log_p
+    terms = -soft * log_p if gamma == 0.0 else -soft * rest.pow(gamma) * log_p
     if weights is None:
         return terms.sum(dim=-1).mean()
-    return (terms * weights).sum() / weights[target].sum()
+    return (terms * weights).sum() / (hard * weights).sum()
 
 
 def symmetric_divergence(first: Tensor, second: Tensor) -> Tensor:
@@ -76,6 +78,15 @@ def balanced_weights(target: Tensor, n_classes: int) -> Tensor:
     seen = counts > 0
     share = len(target) / (seen.sum() * counts.clamp_min(1))
     return torch.where(seen, share, torch.zeros_like(share))
+
+
+class Pass(NamedTuple):
+    """What one pass over a batch gave."""
+
+    logits: Tensor
+    """``(bag, class)``."""
+    loss: Tensor
+    """Scalar, averaged over bags."""
 
 
 class Loss:
@@ -106,12 +117,12 @@ class Loss:
             gamma=self._recipe.focal_gamma,
         )
 
-    def of_passes(self, first: Tensor, second: Tensor, target: Tensor) -> Tensor:
-        """Measure the loss of two dropout passes over one batch (R-Drop, Liang 2021, eq. 4).
+    def of_passes(self, first: Pass, second: Pass) -> Tensor:
+        """Join two dropout passes over one batch (R-Drop, Liang 2021, eq. 4).
 
         NOTE[DIFF] The paper adds the two cross-entropies and half of α times both divergences;
         here both terms are averaged, so that the scale of the loss is that of one pass. It is
         the paper's loss divided by 2.
         """
-        fit = 0.5 * (self.of_logits(first, target) + self.of_logits(second, target))
-        return fit + 0.5 * self._recipe.r_drop * symmetric_divergence(first, second)
+        apart = symmetric_divergence(first.logits, second.logits)
+        return 0.5 * (first.loss + second.loss) + 0.5 * self._recipe.r_drop * apart

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from zoo.recipes import Recipe
 
-__all__ = ["WeightAverage", "make_optimiser", "rate_at", "set_rate"]
+__all__ = ["Rates", "WeightAverage", "make_optimiser", "rate_at"]
+
+_WARM_UP, _FIRST, _LAST = 0.3, 1 / 25, 1 / 250_000
 
 
 def make_optimiser(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -33,8 +35,10 @@ def make_optimiser(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.
 def rate_at(recipe: Recipe, progress: float) -> float:
     """Give the learning rate after a share ``progress`` of all steps, ``0 <= progress <= 1``.
 
-    The cosine schedule falls from ``lr`` to zero (Loshchilov 2017, eq. 5, one cycle). With
-    weight averaging it falls to ``swa_lr`` at ``swa_start`` and stays there, because averaging
+    ``cosine`` falls from ``lr`` to zero (Loshchilov 2017, eq. 5, one cycle). ``one-cycle`` rises
+    from ``lr`` / 25 to ``lr`` over the first 0.3 of the steps and falls to ``lr`` / 250,000, both
+    along a cosine (Smith 2018, with the defaults of torch's ``OneCycleLR``). With weight
+    averaging, ``cosine`` falls to ``swa_lr`` at ``swa_start`` and stays there, because averaging
     needs weights that still move (Izmailov 2018, §3.2).
 
     Examples
@@ -44,7 +48,13 @@ def rate_at(recipe: Recipe, progress: float) -> float:
     [1.0, 0.5, 0.0]
     >>> [rate_at(Recipe(lr=1.0, swa_start=0.5, swa_lr=0.25), share) for share in (0, 0.5, 1)]
     [1.0, 0.25, 0.25]
+    >>> [round(rate_at(Recipe(lr=1.0, schedule="one-cycle"), share), 2) for share in (0, 0.3, 1)]
+    [0.04, 1.0, 0.0]
     """
+    if recipe.schedule == "one-cycle":
+        if progress < _WARM_UP:
+            return _between(_FIRST * recipe.lr, recipe.lr, progress / _WARM_UP)
+        return _between(recipe.lr, _LAST * recipe.lr, (progress - _WARM_UP) / (1 - _WARM_UP))
     last, end = 0.0, 1.0
     if recipe.swa_start is not None:
         last = recipe.lr / 2 if recipe.swa_lr is None else recipe.swa_lr
@@ -53,33 +63,76 @@ def rate_at(recipe: Recipe, progress: float) -> float:
             return last
     if recipe.schedule == "none":
         return recipe.lr
-    return last + 0.5 * (recipe.lr - last) * (1 + math.cos(math.pi * progress / end))
+    return _between(recipe.lr, last, progress / end)
 
 
-def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Step with ``rate`` from now on."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate
+def _between(first: float, last: float, share: float) -> float:
+    """Go from ``first`` to ``last`` along half a cosine."""
+    return last + 0.5 * (first - last) * (1 + math.cos(math.pi * share))
+
+
+class Rates:
+    """The learning rate over a training.
+
+    ``plateau`` is the one schedule that looks at results: the rate is multiplied by
+    ``plateau_factor`` when the monitored score has not got better for ``plateau_patience``
+    epochs. That is torch's own ``ReduceLROnPlateau``, without its threshold.
+    """
+
+    def __init__(self, recipe: Recipe, optimiser: torch.optim.Optimizer) -> None:
+        self._recipe = recipe
+        self._optimiser = optimiser
+        self._plateau = (
+            torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimiser,
+                mode="max",
+                factor=recipe.plateau_factor,
+                patience=recipe.plateau_patience,
+                threshold=0.0,
+            )
+            if recipe.schedule == "plateau"
+            else None
+        )
+
+    def begin(self, progress: float) -> None:
+        """Set the rate of the next step, after a share ``progress`` of all."""
+        if self._plateau is None:
+            for group in self._optimiser.param_groups:
+                group["lr"] = rate_at(self._recipe, progress)
+
+    def see(self, score: float) -> None:
+        """Look at the monitored score of an epoch, more is better."""
+        if self._plateau is not None:
+            self._plateau.step(score)
 
 
 class WeightAverage:
-    """Running mean of a module's parameters over epochs (Izmailov 2018, algorithm 1).
+    """Running mean of a module's parameters.
+
+    Without ``decay`` all weights taken in count alike (SWA; Izmailov 2018, algorithm 1). With
+    it, older ones fade (EMA; Polyak 1992): mean ← d · mean + (1 − d) · weights, where d is
+    ``decay``, but smaller at first, (1 + n) / (10 + n) after n updates, so that initial weights
+    are soon forgotten.
 
     The heads normalise by layer, not by batch, so there are no statistics to compute again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, decay: float | None = None) -> None:
         self.count = 0
+        self._decay = decay
         self._mean: dict[str, Tensor] = {}
 
     def add(self, module: nn.Module) -> None:
         """Take the module's present weights into the mean."""
         self.count += 1
+        share = 1.0 / self.count
+        if self._decay is not None:
+            share = 1.0 - min(self._decay, (1 + self.count) / (10 + self.count))
         for name, value in module.state_dict().items():
             if self.count == 1:
                 self._mean[name] = value.clone()
             else:
-                self._mean[name].lerp_(value, 1.0 / self.count)
+                self._mean[name].lerp_(value, share)
 
     def state(self) -> dict[str, Tensor]:
         """Give the mean of all weights taken in."""
