@@ -18,7 +18,15 @@ from zoo.heads.pooled import STATISTICS, pool
 from zoo.recipes import recipe
 from zoo.testing import check_head, toy_bags
 
-QUICK = {"gated-mil": {"hidden": 16, "attention": 8, "bottleneck": 4}}
+QUICK = {
+    "gated-mil": {"hidden": 16, "attention": 8, "bottleneck": 4},
+    **{key: {"hidden": 32} for key in ("mean-pool", "max-pool", "patch-mean")},
+    **{key: {"hidden": 32} for key in ("abmil", "clam-sb", "clam-mb", "dtfd", "acmil")},
+    "transmil": {"hidden": 64},
+    "attention-pool": {"hidden": 32, "feed_forward": 32, "n_heads": 4},
+    "fusion": {"hidden": 64, "bottleneck": 32},
+}
+LONGER = {"transmil": {"lr": 3e-3, "epochs": 40}}
 ONCE = recipe(epochs=1)
 
 
@@ -30,8 +38,9 @@ def quick(name):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_every_head_keeps_the_contract(name):
-    # Fewer and larger steps than the default's: the checks fit six times.
-    check_head(spec(name), recipe(epochs=25, lr=2e-3) if HEADS[name].gradient else None)
+    # Fewer and larger steps than the default's, and small networks: the checks fit six times.
+    steps = recipe(**{"epochs": 25, "lr": 1e-2, **LONGER.get(name, {})})
+    check_head(spec(name, **QUICK.get(name, {})), steps if HEADS[name].gradient else None)
 
 
 @pytest.mark.parametrize("name", ["r-drop", "swa", "focal-lion"])

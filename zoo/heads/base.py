@@ -28,6 +28,8 @@ class HeadSpec(ABC):
     """Settings of a head. Constructing one does nothing but check them."""
 
     name: ClassVar[str]
+    ordered: ClassVar[bool] = False
+    """Whether the order of a bag's patches matters to it."""
 
     def __post_init__(self) -> None:
         _settings.check(f"head {self.name}", _settings.problems_of(self))

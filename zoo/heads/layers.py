@@ -11,7 +11,14 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from zoo.training.layout import Layout
 
-__all__ = ["Dropout", "GatedAttention", "NormLinear", "SqueezeExcite"]
+__all__ = [
+    "Attention",
+    "Dropout",
+    "GatedAttention",
+    "GatedScores",
+    "NormLinear",
+    "SqueezeExcite",
+]
 
 _LEVELS = 1 << 16
 
@@ -100,3 +107,43 @@ class GatedAttention(nn.Module):
         """Weigh the patches of each bag."""
         gated = torch.tanh(self.V(rows)) * torch.sigmoid(self.U(rows))
         return layout.softmax(self.w(gated).squeeze(-1))
+
+
+class Attention(nn.Module):
+    """Scores of patches: a = softmax(wᵀ tanh(V h)) over each bag.
+
+    **Shape**: as :class:`GatedAttention`.
+
+    **Reference**: Ilse et al. 2018, eq. 8.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.V = nn.Linear(channels, width)
+        self.w = nn.Linear(width, 1)
+
+    def forward(self, rows: Tensor, layout: Layout) -> Tensor:
+        """Weigh the patches of each bag."""
+        return layout.softmax(self.w(torch.tanh(self.V(rows))).squeeze(-1))
+
+
+class GatedScores(nn.Module):
+    """Gated attention before its softmax, for several branches at once.
+
+    **Shape**: rows ``(…, channel)`` → scores ``(…, branch)``.
+
+    **Reference**: Ilse et al. 2018, eq. 9; the dropout is that of Lu et al. 2021.
+    """
+
+    def __init__(
+        self, channels: int, width: int, n_branches: int = 1, *, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.V = nn.Sequential(nn.Linear(channels, width), nn.Tanh(), Dropout(dropout))
+        self.U = nn.Sequential(nn.Linear(channels, width), nn.Sigmoid(), Dropout(dropout))
+        self.w = nn.Linear(width, n_branches)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Score each row."""
+        scores: Tensor = self.w(self.V(rows) * self.U(rows))
+        return scores

@@ -16,7 +16,7 @@ from zoo.training.loop import BagModule
 if TYPE_CHECKING:
     from zoo.training.layout import Layout
 
-__all__ = ["MLPImproved", "MLPSimple", "PooledMLP"]
+__all__ = ["MLPImproved", "MLPSimple", "PatchMean", "PooledMLP"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +85,21 @@ class MLPImproved(TorchSpec):
             width = n_features if block == 0 else self.hidden
             layers += [NormLinear(width, self.hidden), nn.GELU(), Dropout(self.dropout)]
         return PooledMLP(nn.Sequential(*layers, NormLinear(self.hidden, n_classes)), pool=self.pool)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PatchMean(MLPImproved):
+    """The improved perceptron on single patches; a bag's probability is their mean.
+
+    It is ``mlp-improved`` with ``pool="probability"`` under a name of its own.
+
+    **Reference**: "AN2DL – Second Challenge Report", Backprop. Brothers, 2025, A.3; with
+    recipe ``r4`` and three seeds it is the report's fourth model.
+    """
+
+    name: ClassVar[str] = "patch-mean"
+
+    pool: str = choice("probability", "fixed: patches are classified", among=("probability",))
 
 
 class PooledMLP(BagModule):
