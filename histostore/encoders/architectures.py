@@ -1,4 +1,4 @@
-"""Where torch modules come from: timm, torchvision, and the few written out here.
+"""Where torch modules come from: timm, torchvision, and the few that are special.
 
 Each source turns the name of an architecture into a :class:`Blueprint`: a module that gives
 one vector per patch, with the preprocessing it was made for.
@@ -9,62 +9,27 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from histostore.encoders.blueprints import CLASSIFIERS, Blueprint, first_line, no_download, whole
+from histostore.encoders.hub import from_hub
+from histostore.encoders.pooling import POOLINGS, pooled_forward
+from histostore.encoders.special import SPECIAL
 from histostore.encoders.torchvision_guard import import_guarded
+from histostore.encoders.translations import DROPPABLE, TRANSLATIONS
 from histostore.errors import EncoderError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    from histostore.encoders.catalog import EncoderCard
+    from histostore.encoders.cards import EncoderCard
     from histostore.encoders.weights import State
 
 __all__ = ["Blueprint", "blueprint"]
-
-_CLASSIFIERS = ("head.", "head_dist.", "heads.", "fc.", "classifier.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Blueprint:
-    """A module without weights, and what surrounds it."""
-
-    module: nn.Module
-    """``(patch, 3, y, x)`` float32 → ``(patch, feature)``."""
-
-    input_px: int | None
-    """Side of its input; ``None`` where any size will do, and patches keep theirs."""
-
-    mean: tuple[float, ...]
-    """Per channel, of pixels scaled to 0..1."""
-
-    std: tuple[float, ...]
-    """Per channel, of pixels scaled to 0..1."""
-
-    interpolation: str = "bilinear"
-    """``bilinear`` or ``bicubic``, antialiased."""
-
-    channels: str = "RGB"
-    """Order in which the module wants the colours."""
-
-    pooling: str = "average"
-    """How feature maps or tokens become one vector."""
-
-    smallest_px: int = 1
-    """Below this a patch has no feature map left."""
-
-    droppable: tuple[str, ...] = _CLASSIFIERS
-    """Prefixes of parameters that a weights file may hold in vain."""
-
-    download: Callable[[], State]
-    """Fetches the published weights."""
-
-    translate: Callable[[State], State]
-    """Renames what a weights file of an older version holds."""
 
 
 def blueprint(card: EncoderCard) -> Blueprint:
@@ -78,33 +43,19 @@ def blueprint(card: EncoderCard) -> Blueprint:
         If its source does not know it; the message names the nearest.
     """
     source, _, name = (card.architecture or "").partition(":")
-    builders = {"timm": _timm, "torchvision": _torchvision, "histostore": _own}
+    builders = {"timm": _timm, "torchvision": _torchvision, "histostore": _special}
     plan = builders[source](name, card)
     given = {
         key: getattr(card, key)
-        for key in ("input_px", "mean", "std", "interpolation")
+        for key in ("input_px", "mean", "std", "interpolation", "pooling")
         if getattr(card, key) is not None
     }
     return replace(plan, **given)
 
 
-def _own(name: str, card: EncoderCard) -> Blueprint:
-    from histostore.encoders.squeezenet import SqueezeNetFeatures
-
-    def nothing_to_download() -> State:
-        raise EncoderError(f"{card.name} has no weights to download; give the file with --weights")
-
-    modules = {"squeezenet1_1": SqueezeNetFeatures}
-    return Blueprint(
-        module=modules[name](),
-        input_px=None,
-        mean=tuple(level / 255 for level in (103.939, 116.779, 123.68)),
-        std=(1 / 255,) * 3,
-        channels="BGR",
-        smallest_px=17,
-        download=nothing_to_download,
-        translate=_unchanged,
-    )
+def _special(name: str, card: EncoderCard) -> Blueprint:
+    plan: Blueprint = SPECIAL[name](card)
+    return plan
 
 
 # -- timm ---------------------------------------------------------------------------------------
@@ -116,25 +67,45 @@ def _timm(name: str, card: EncoderCard) -> Blueprint:
         raise _unknown(card, timm.list_models(), "timm")
     try:
         module: nn.Module = timm.create_model(
-            name, pretrained=False, num_classes=0, **dict(card.options)
+            name, pretrained=False, num_classes=0, **_keywords(card.options)
         )
     except (RuntimeError, TypeError, ValueError) as error:
-        raise EncoderError(f"timm cannot build {name}: {_first_line(str(error))}") from error
+        raise EncoderError(f"timm cannot build {name}: {first_line(str(error))}") from error
     config: Mapping[str, Any] = vars(module)["pretrained_cfg"]
     named = config.get("classifier") or ()
     classifiers = (named,) if isinstance(named, str) else tuple(named)
     interpolation = str(config.get("interpolation"))
+    own_pooling = card.pooling if card.pooling in POOLINGS else None
     return Blueprint(
         module=module,
+        forward=pooled_forward(module, own_pooling) if own_pooling else whole,
         input_px=int(config["input_size"][-1]),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         interpolation=interpolation if interpolation in {"bilinear", "bicubic"} else "bicubic",
         pooling=_pooling(module),
-        droppable=(*_CLASSIFIERS, *(f"{classifier}." for classifier in classifiers)),
+        droppable=(
+            *CLASSIFIERS,
+            *(f"{classifier}." for classifier in classifiers),
+            *DROPPABLE.get(card.keys or "", ()),
+        ),
         download=lambda: _from_hub(card, config),
-        translate=lambda state: _timm_names(module, state),
+        translate=lambda state: _timm_names(module, _translated(card, state)),
     )
+
+
+def _keywords(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn the names of layers, as data has them, into layers."""
+    layers = import_guarded("timm.layers")
+    named = {"SwiGLUPacked": layers.SwiGLUPacked, "SiLU": nn.SiLU}
+    return {
+        key: named[value] if key.endswith("_layer") and value in named else value
+        for key, value in options.items()
+    }
+
+
+def _translated(card: EncoderCard, state: State) -> State:
+    return state if card.keys is None else TRANSLATIONS[card.keys](state)
 
 
 def _pooling(module: nn.Module) -> str:
@@ -145,20 +116,9 @@ def _pooling(module: nn.Module) -> str:
 
 
 def _from_hub(card: EncoderCard, config: Mapping[str, Any]) -> State:
-    hub = import_guarded("timm.models")
-    repository = card.hub or config.get("hf_hub_id")
-    if not repository:
-        raise EncoderError(f"timm knows no weights for {card.name}; give the file with --weights")
-    filename = config.get("hf_hub_filename")
-    extra = {} if card.hub or not filename else {"filename": filename}
-    try:
-        state: State = hub.load_state_dict_from_hf(repository, weights_only=True, **extra)
-    except (OSError, RuntimeError, ValueError) as error:
-        hub_name = f"Hugging Face repository {repository}"
-        offline = import_guarded("huggingface_hub.constants").HF_HUB_OFFLINE
-        reason = "HF_HUB_OFFLINE is set, and they are not cached" if offline else str(error)
-        raise _no_download(card, hub_name, reason) from error
-    return state
+    if card.hub:
+        return from_hub(card, card.hub, card.hub_file)
+    return from_hub(card, config.get("hf_hub_id"), config.get("hf_hub_filename"))
 
 
 def _timm_names(module: nn.Module, state: State) -> State:
@@ -171,9 +131,17 @@ def _timm_names(module: nn.Module, state: State) -> State:
     except (LookupError, RuntimeError, ValueError, AttributeError, TypeError):
         return state  # not this architecture at all: the strict loading will say what is wrong
     return {
-        name: state[name] if name in state and state[name].numel() != value.numel() else value
+        name: state[name] if name in state and _resampled(state, name, value) else value
         for name, value in renamed.items()
     }
+
+
+def _resampled(state: State, name: str, value: torch.Tensor) -> bool:
+    """Tell a tensor whose size was changed; a class token taken out of a table is no change."""
+    before = state[name]
+    if name == "pos_embed" and "register_tokens" in state and before.ndim == value.ndim == 3:
+        return before.shape[1] - 1 != value.shape[1]
+    return before.numel() != value.numel()
 
 
 # -- torchvision --------------------------------------------------------------------------------
@@ -228,9 +196,9 @@ def _torchvision(name: str, card: EncoderCard) -> Blueprint:
         std=tuple(preset.std),
         interpolation=str(preset.interpolation.value),
         pooling="token" if family == "VisionTransformer" else "average",
-        droppable=(*_CLASSIFIERS, "AuxLogits.", "aux1.", "aux2."),
+        droppable=(*CLASSIFIERS, "AuxLogits.", "aux1.", "aux2."),
         download=lambda: _from_torchvision(card, str(published.url)),
-        translate=_torchvision_names,
+        translate=lambda state: _torchvision_names(_translated(card, state)),
     )
 
 
@@ -248,7 +216,7 @@ def _from_torchvision(card: EncoderCard, url: str) -> State:
             url, map_location="cpu", progress=False, check_hash=True, weights_only=True
         )
     except (OSError, RuntimeError) as error:
-        raise _no_download(card, url, str(error)) from error
+        raise no_download(card, url, str(error)) from error
     return state
 
 
@@ -263,24 +231,8 @@ def _torchvision_names(state: State) -> State:
 # -- shared -------------------------------------------------------------------------------------
 
 
-def _unchanged(state: State) -> State:
-    return state
-
-
 def _unknown(card: EncoderCard, known: list[str], library: str) -> EncoderError:
     wanted = card.name.partition(":")[2]
     nearest = difflib.get_close_matches(wanted, known, n=3)
     hint = f"did you mean {', '.join(nearest)}?" if nearest else "its documentation lists them"
     return EncoderError(f"{library} has no model {wanted!r}; {hint}")
-
-
-def _no_download(card: EncoderCard, source: str, reason: str) -> EncoderError:
-    return EncoderError(
-        f"cannot download the weights of {card.name} from {source}: {_first_line(reason)} "
-        "Give the file with --weights"
-    )
-
-
-def _first_line(reason: str) -> str:
-    line = (reason.strip() or "no reason given").splitlines()[0][:200]
-    return line if line.endswith(".") else f"{line}."

@@ -1,8 +1,7 @@
-"""The table of encoders, and the one door through which they are loaded.
+"""Encoders by name, and the one door through which they are loaded.
 
-An encoder is a row of data. A new one that is an architecture of timm or torchvision with
-weights of its own (a pathology foundation model, say) is a new row, not new code. Nothing
-here imports torch: a torch encoder brings it in when it is loaded.
+The table itself is data: :mod:`histostore.encoders.cards`. Nothing here imports torch: a
+torch encoder brings it in when it is loaded.
 """
 
 from __future__ import annotations
@@ -11,10 +10,12 @@ import difflib
 import importlib
 import os
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
+from histostore.encoders.cards import EncoderCard, read_cards
+from histostore.encoders.fusion import fuse, members, weights_of
 from histostore.errors import EncoderError, MissingExtra, OptionError
 
 if TYPE_CHECKING:
@@ -26,112 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["ENCODERS", "EncoderCard", "card", "known_encoders", "load_encoder"]
 
 PRECISIONS = ("float32", "bfloat16", "float16")
-_TORCH = "histostore.encoders.torch:load"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncoderCard:
-    """What is known of an encoder before it is loaded.
-
-    ``None`` in ``input_px``, ``mean``, ``std`` or ``interpolation`` means that the
-    architecture's own configuration decides.
-    """
-
-    name: str
-    """As given to ``--encoder``; a name that ends in ``:NAME`` is an open pattern."""
-
-    loader: str
-    """``module:function``, called with the keywords of :func:`load_encoder`."""
-
-    summary: str
-    """One line for ``histostore encoders``."""
-
-    licence: str
-    """Terms of the weights, or of the code where there are no weights."""
-
-    n_features: int | None = None
-    """Width of its vectors; ``None`` where the architecture decides."""
-
-    input_px: int | None = None
-    """Side of the square input it resizes patches to, px."""
-
-    mpp: float | None = None
-    """Resolution it was trained at, micrometres per pixel; ``None`` where unknown."""
-
-    needs_weights: bool = False
-    """Whether ``--weights`` must be given, as there is nothing to download."""
-
-    architecture: str | None = None
-    """``timm:NAME``, ``torchvision:NAME`` or ``histostore:NAME``; ``None`` if not a torch module.
-    Where it is set, the loader is handed this card as well, by the keyword ``card``."""
-
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Keywords for the architecture, JSON values, as ``{"init_values": 1e-5}``."""
-
-    hub: str | None = None
-    """Hugging Face repository of the weights, instead of the architecture's own."""
-
-    mean: tuple[float, float, float] | None = None
-    """Mean per channel, of pixels scaled to 0..1."""
-
-    std: tuple[float, float, float] | None = None
-    """Standard deviation per channel, of pixels scaled to 0..1."""
-
-    interpolation: str | None = None
-    """``bilinear`` or ``bicubic``, both antialiased."""
-
-    gated: bool = False
-    """Whether the weights are handed out on request only."""
-
-    precision: str = "float32"
-    """Arithmetic that its authors used, for information; the caller's choice is what counts."""
-
-    batch_size: int = 32
-    """Patches at once on a CPU."""
-
-    batch_size_cuda: int = 256
-    """Patches at once on a GPU."""
-
-    @property
-    def is_pattern(self) -> bool:
-        """Whether this card stands for a whole family of names."""
-        return self.name.endswith(":NAME")
-
-
-_CARDS = (
-    EncoderCard(
-        name="texture",
-        loader="histostore.encoders.texture:load",
-        summary="colour and texture statistics; no weights, no torch, any machine",
-        licence="Apache-2.0",
-        n_features=275,
-    ),
-    EncoderCard(
-        name="squeezenet1_1",
-        loader=_TORCH,
-        architecture="histostore:squeezenet1_1",
-        summary="SqueezeNet 1.1, ImageNet, average of the last feature map; small, needs --weights",
-        licence="MIT (weights of DeepCognition/keras-squeezenet)",
-        n_features=512,
-        needs_weights=True,
-    ),
-    EncoderCard(
-        name="timm:NAME",
-        loader=_TORCH,
-        architecture="timm:NAME",
-        summary="any model of timm, pooled, without its classifier",
-        licence="that of the weights",
-    ),
-    EncoderCard(
-        name="torchvision:NAME",
-        loader=_TORCH,
-        architecture="torchvision:NAME",
-        summary="any classification model of torchvision, pooled, without its classifier",
-        licence="that of the weights",
-    ),
-)
-
-ENCODERS: Mapping[str, EncoderCard] = MappingProxyType({row.name: row for row in _CARDS})
+ENCODERS: Mapping[str, EncoderCard] = MappingProxyType({row.name: row for row in read_cards()})
 """Every known encoder by name; the names that end in ``:NAME`` are open patterns."""
 
 
@@ -140,8 +38,8 @@ def known_encoders() -> tuple[EncoderCard, ...]:
 
     Examples
     --------
-    >>> [row.name for row in known_encoders()]
-    ['texture', 'squeezenet1_1', 'timm:NAME', 'torchvision:NAME']
+    >>> [row.name for row in known_encoders()][:2]
+    ['texture', 'squeezenet1_1']
     """
     return tuple(ENCODERS.values())
 
@@ -203,11 +101,13 @@ def load_encoder(
     Parameters
     ----------
     name
-        ``texture``, ``squeezenet1_1``, ``timm:resnet18``, ``torchvision:resnet18``, …
+        ``texture``, ``squeezenet1_1``, ``timm:resnet18``, ``torchvision:resnet18``, …; or
+        several of them, as ``texture+squeezenet1_1``, whose features then stand side by side.
     weights
-        A weights file (safetensors, npz or a torch checkpoint); ``None`` downloads what the
-        encoder was published with; ``random:SEED`` draws weights, for tests and benchmarks
-        only.
+        A weights file (safetensors, npz or a torch checkpoint), held to its SHA-256 where that
+        is given as ``PATH#sha256=HEX``, or the folder of a SavedModel;
+        ``None`` downloads what the encoder was published with; ``random:SEED`` draws weights,
+        for tests and benchmarks only. Of several encoders, ``NAME=PATH`` with commas between.
     device
         ``cpu``, ``cuda``, ``cuda:1``, …; ``auto`` takes a GPU where there is one.
     batch_size
@@ -233,11 +133,27 @@ def load_encoder(
     MissingExtra
         If a library that it needs is not installed.
     """
-    row = card(name)
+    cards = [card(each) for each in members(name)]
     _check_options(device=device, batch_size=batch_size, threads=threads, precision=precision)
+    given = weights_of(cards, None if weights is None else str(weights))
+
+    def load(row: EncoderCard) -> Encoder:
+        return _load_one(
+            row,
+            weights=given[row.name],
+            device=device,
+            batch_size=batch_size,
+            threads=available_cores() if threads is None else threads,
+            precision=precision,
+        )
+
+    return load(cards[0]) if len(cards) == 1 else fuse(cards, load)
+
+
+def _load_one(row: EncoderCard, *, weights: str | None, **options: object) -> Encoder:
     if row.needs_weights and weights is None:
         raise EncoderError(
-            f"{name} has no weights to download: give the file with --weights "
+            f"{row.name} has no weights to download: give the file with --weights "
             "(or --weights random:0, for tests and benchmarks only)"
         )
     module, _, function = row.loader.partition(":")
@@ -248,15 +164,7 @@ def load_encoder(
             raise
         raise MissingExtra.named("torch", extra="torch") from error
     extra = {} if row.architecture is None else {"card": row}
-    encoder = load(
-        weights=None if weights is None else str(weights),
-        device=device,
-        batch_size=batch_size,
-        threads=available_cores() if threads is None else threads,
-        precision=precision,
-        **extra,
-    )
-    return cast("Encoder", encoder)
+    return cast("Encoder", load(weights=weights, **options, **extra))
 
 
 def available_cores() -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from histostore.encoders.architectures import Blueprint, blueprint
+from histostore.encoders.architectures import blueprint
 from histostore.encoders.base import EncoderIdentity
 from histostore.encoders.pixels import affine, resize
 from histostore.encoders.weights import digest, load_strictly, read_state
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from histostore.encoders.catalog import EncoderCard
+    from histostore.encoders.blueprints import Blueprint
+    from histostore.encoders.cards import EncoderCard
 
 __all__ = ["TorchEncoder", "load"]
 
@@ -139,7 +140,7 @@ class TorchEncoder:
         if self._plan.input_px is not None:
             pixels = resize(pixels, self._plan.input_px, self._plan.interpolation)
         x = torch.addcmul(self._shift, pixels.to(torch.float32), self._scale)
-        vectors: Tensor = self._module(x.contiguous(memory_format=self._format))
+        vectors = self._plan.forward(self._module, x.contiguous(memory_format=self._format))
         return vectors.to(torch.float32)  # (patch, feature)
 
     def _arithmetic(self) -> contextlib.AbstractContextManager[Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 import warnings
 import zipfile
@@ -36,7 +37,7 @@ __all__ = ["digest", "load_strictly", "read_state"]
 State = dict[str, Tensor]
 
 _SHOWN = 3
-_WRAPPERS = ("state_dict", "model")
+_WRAPPERS = ("state_dict", "model", "teacher")
 _PARALLEL = "module."
 _COUNTER = "num_batches_tracked"  # batch norm's step counter: decides nothing at inference
 # All that the three readers were seen to raise on damaged bytes: they were made for sound ones.
@@ -56,18 +57,20 @@ _DAMAGE = (
     zlib.error,
 )
 _REFUSED = "refused; nothing in it was executed"
+_SHA256 = "#sha256="
 
 
 def read_state(path: str | Path) -> State:
     """Read the tensors of a weights file.
 
-    ``state_dict`` and ``model`` wrappers are opened and the prefix ``module.`` of parallel
+    ``state_dict``, ``model`` and ``teacher`` wrappers are opened and the prefix ``module.`` of parallel
     training is taken off.
 
     Parameters
     ----------
     path
-        A local safetensors, npz or torch checkpoint file.
+        A local safetensors, npz or torch checkpoint file; ``PATH#sha256=HEX`` asks that the
+        file have this SHA-256, as ``sha256sum`` prints it, before anything is read from it.
 
     Returns
     -------
@@ -77,12 +80,15 @@ def read_state(path: str | Path) -> State:
     Raises
     ------
     EncoderError
-        If there is no such file, or it is none of the three, damaged, or holds anything but
-        tensors. Nothing in it is executed in any case.
+        If there is no such file, or it has another digest, or is none of the three, damaged,
+        or holds anything but tensors. Nothing in it is executed in any case.
     """
-    file = Path(path).expanduser()
+    name, _, wanted = str(path).partition(_SHA256)
+    file = Path(name).expanduser()
     if not file.is_file():
         raise EncoderError(f"no weights file at {file}; give --weights an existing file")
+    if _SHA256 in str(path):
+        _check_digest(file, wanted)
     try:
         container = _container(file)
     except _DAMAGE as error:
@@ -177,6 +183,19 @@ def digest(module: nn.Module) -> str:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         sha.update(flat.view(torch.uint8).numpy())
     return f"sha256:{sha.hexdigest()}"
+
+
+def _check_digest(file: Path, wanted: str) -> None:
+    """Hold a file to the digest that was asked for."""
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", wanted):
+        raise EncoderError(f"sha256 {wanted!r} is no digest; give 64 hex digits after {_SHA256!r}")
+    with file.open("rb") as stream:
+        seen = hashlib.file_digest(stream, "sha256").hexdigest()
+    if seen != wanted.lower():
+        raise EncoderError(
+            f"{file} has SHA-256 {seen}, not {wanted.lower()} as asked for; download it again, "
+            "or take the digest from a source you trust"
+        )
 
 
 def _container(file: Path) -> str | None:
