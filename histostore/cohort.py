@@ -2,7 +2,8 @@
 
 A table (CSV in UTF-8 with commas, or Parquet) has one row per image: ``image_id``, ``path``
 (any fsspec URL, or relative to the table), optionally ``label``, ``patient_id``, ``mpp``,
-``split`` and further targets. Every cell is text. An empty cell is a missing value; the text
+``split``, ``coordinates`` or ``annotations`` (files that say where patches lie), and further
+targets. Every cell is text. An empty cell is a missing value; the text
 ``NA`` is a value like any other (an honest label, or a patient's initials). Spaces around a
 cell do not count, and a column without a name (a saved row index) is left out.
 """
@@ -16,7 +17,7 @@ import os
 import posixpath
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -33,7 +34,21 @@ if TYPE_CHECKING:
     from histostore.files import Source
     from histostore.tables import Cells, Table
 
-__all__ = ["Cohort"]
+__all__ = ["Cohort", "Given"]
+
+GivenKind = Literal["coordinates", "annotations"]
+_GIVEN: tuple[GivenKind, ...] = ("coordinates", "annotations")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Given:
+    """A file that says where the patches of one image lie."""
+
+    kind: GivenKind
+    """A table of corners, or polygons; also the name of the column."""
+
+    url: str
+    """Where it lies: absolute, ready to be opened."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,15 +157,22 @@ class Cohort:
         if table.problems:
             raise _refusal(url, list(table.problems))
         urls, misplaced = _resolve(url, table.rows, table.columns["path"])
-        found = table.row_problems() + misplaced
+        given, wrong = _given(url, table.rows, table.columns)
+        found = table.row_problems() + misplaced + wrong
         sources: dict[str, Source] = {}
         if check_files:
-            seen = stat_many((image for image in urls if image), storage_options)
+            files = [each.url for each in given if each]
+            seen = stat_many((file for file in (*urls, *files) if file), storage_options)
             sources = {image: source for image, source in seen.items() if source is not None}
             found += [
                 (row, f"row {row}: no such file: {_shown(image)}")
                 for row, image in zip(table.rows, urls, strict=True)
                 if image and image not in sources
+            ]
+            found += [
+                (row, f"row {row}: no such file of {each.kind}: {_shown(each.url)}")
+                for row, each in zip(table.rows, given, strict=True)
+                if each and each.url not in sources
             ]
         if found:
             # A stable sort: what is wrong with one row stays together, in the order checked.
@@ -194,6 +216,12 @@ class Cohort:
         if not self.has("mpp"):
             return (None,) * len(self)
         return tuple(None if v is None else float(v) for v in self.columns["mpp"].tolist())
+
+    @cached_property
+    def given(self) -> tuple[Given | None, ...]:
+        """Files that say where the patches of each image lie; None where a grid decides."""
+        columns = {str(name): self.columns[name].tolist() for name in _GIVEN if self.has(name)}
+        return tuple(_given(self.url, range(len(self)), columns)[0])
 
     @cached_property
     def digest(self) -> str:
@@ -308,6 +336,26 @@ def _resolve(
                 url = folder + inside
         urls.append(url)
     return urls, problems
+
+
+def _given(
+    table: str, rows: Sequence[int], columns: Mapping[str, Sequence[str | None]]
+) -> tuple[list[Given | None], list[tuple[int, str]]]:
+    """Find the files that say where patches lie, and what is wrong with their names."""
+    found: list[Given | None] = [None] * len(rows)
+    problems = []
+    for kind in _GIVEN:
+        cells = [(at, cell) for at, cell in enumerate(columns.get(kind, ())) if cell]
+        urls, wrong = _resolve(table, [rows[at] for at, _ in cells], [cell for _, cell in cells])
+        problems += wrong
+        for (at, _), url in zip(cells, urls, strict=True):
+            if found[at] is not None:
+                problems.append(
+                    (rows[at], f"row {rows[at]}: coordinates and annotations; give one")
+                )
+            elif url:
+                found[at] = Given(kind=kind, url=url)
+    return found, problems
 
 
 def _folder(table: str) -> str:

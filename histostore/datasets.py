@@ -4,7 +4,7 @@ Each function looks at file names alone, never at pixels, and gives a data frame
 ``image_id``, ``path`` (absolute), ``label`` and what else the names tell; rows are in natural
 order (2 before 10). A layout that is not the expected one is a
 :class:`~histostore.errors.CohortError` that lists everything found. Hidden files and what is
-no image (``Thumbs.db``, notes, tables) are passed over.
+no image (``Thumbs.db``, notes, tables) are passed over; links are followed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from histostore.errors import CohortError, summarise
 from histostore.files import driver_errors, filesystem, local_path, public_url, read_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import pandas as pd
 
@@ -309,9 +309,31 @@ def _list(directory: str | os.PathLike[str]) -> tuple[str, list[str]]:
     with driver_errors(directory):
         if not fs.isdir(path):
             raise _refusal(directory, ["there is no such folder"])
-        names = (str(name)[len(path.rstrip("/")) :].lstrip("/") for name in fs.find(path))
+        found = fs.find(path) if here is None else _walk(path)
+        names = (str(name)[len(path.rstrip("/")) :].lstrip("/") for name in found)
         seen = [name for name in names if not any(part[0] == "." for part in name.split("/"))]
     return root, sorted(seen, key=_natural)
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Yield the files below a local folder, through links; one that leads back up, is left out."""
+    real = os.path.realpath(folder)
+    above = {folder: {real}}
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
+        seen = above.pop(parent)
+        for name in list(folders):
+            path = os.path.join(parent, name)  # noqa: PTH118 - as os.walk names it
+            real = os.path.realpath(path)
+            if real in seen:
+                folders.remove(name)
+            else:
+                above[path] = {*seen, real}
+        for name in files:
+            yield posixpath.join(parent.replace(os.sep, "/"), name)
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

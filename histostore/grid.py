@@ -16,10 +16,17 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["MAX_EDGE_PX", "MAX_POSITIONS", "PatchGrid", "Placement"]
+__all__ = ["MAX_EDGE_PX", "MAX_ENLARGEMENT", "MAX_POSITIONS", "MIN_MPP", "PatchGrid", "Placement"]
 
 MAX_EDGE_PX = 8192
 """Longest edge of a patch in level-0 pixels (200 MB of RGB): beyond it an mpp is wrong."""
+
+MAX_ENLARGEMENT = 8
+"""Most pixels of a patch per pixel of level 0, along an edge: beyond it there is nothing to see,
+and nearly every pixel would be a patch of its own."""
+
+MIN_MPP = 0.01
+"""Least scale of a grid in micrometres per pixel; light resolves 0.2 µm at best."""
 
 MAX_POSITIONS = 50_000_000
 """Most patches on one image: beyond it the stride is wrong."""
@@ -72,6 +79,10 @@ class PatchGrid:
             raise OptionError(f"patch_size={self.patch_size}: give at most {MAX_EDGE_PX}")
         if self.mpp is not None:
             object.__setattr__(self, "mpp", _positive_number("mpp", self.mpp))
+            if self.mpp < MIN_MPP:
+                raise OptionError(
+                    f"mpp={self.mpp:g}: give at least {MIN_MPP} µm per pixel; 0.25 to 2 is usual"
+                )
 
     def place(self, width_px: int, height_px: int, mpp: float | None = None) -> Placement:
         """Place the patches on an image.
@@ -96,8 +107,8 @@ class PatchGrid:
         Raises
         ------
         ImageError
-            If the grid has a scale and the image has none, or one that makes no sense; or if
-            there would be too many patches.
+            If the grid has a scale and the image has none, or one that makes no sense, or is
+            too coarse for it; or if there would be too many patches.
 
         Examples
         --------
@@ -143,7 +154,29 @@ class PatchGrid:
                 f"a patch of {self.patch_size} px at {self.mpp:g} µm per pixel would take more than"
                 f" {MAX_EDGE_PX} px of an image at {mpp:g} µm per pixel; check the cohort's mpp column"
             )
-        return max(1, round(self.patch_size * scale)), max(1, round(stride * scale))
+        edge_px = max(1, round(self.patch_size * scale))
+        if edge_px * MAX_ENLARGEMENT < self.patch_size:
+            raise ImageError(
+                f"a patch of {self.patch_size} px at {self.mpp:g} µm per pixel would be {edge_px} px"
+                f" of an image at {mpp:g} µm per pixel; ask for a coarser mpp, or check the cohort's"
+                " mpp column"
+            )
+        return edge_px, max(1, round(stride * scale))
+
+    def edge_px(self, mpp: float | None = None) -> int:
+        """Give the edge of a patch in level-0 pixels of an image with this ``mpp``.
+
+        Raises
+        ------
+        ImageError
+            As :meth:`place` does.
+
+        Examples
+        --------
+        >>> PatchGrid(256, mpp=1.0).edge_px(0.25)
+        1024
+        """
+        return self._edge_and_stride(mpp)[0]
 
     def to_json(self) -> dict[str, Any]:
         """Give the grid as JSON values; equal grids give equal values.

@@ -49,8 +49,11 @@ class Format:
     suffixes: tuple[str, ...] = ()
     """Endings of file names that promise this format, in lower case."""
 
-    reader: Literal["raster", "tiff"] | None = None
+    reader: Literal["raster", "tiff", "openslide"] | None = None
     """Who reads it; None for formats that are known and not read."""
+
+    named: bool = False
+    """Whether the name alone tells the format: its first file is of no fixed content."""
 
 
 FORMATS = (
@@ -71,7 +74,7 @@ FORMATS = (
         signatures=((0, b"II*\0"), (0, b"MM\0*"), (0, b"II+\0"), (0, b"MM\0+")),
         suffixes=(
             *(".tif", ".tiff", ".svs", ".btf", ".tf2", ".tf8"),
-            *(".ndpi", ".scn", ".bif", ".qptiff", ".svslide"),
+            *(".ndpi", ".scn", ".bif", ".qptiff"),
         ),
         reader="tiff",
     ),
@@ -86,6 +89,21 @@ FORMATS = (
         name="DICOM",
         signatures=((128, b"DICM"),),
         suffixes=(".dcm", ".dicom"),
+        reader="openslide",
+    ),
+    # The slide is the folder of the same name; the file itself is a preview, or anything.
+    Format(name="MIRAX", signatures=(), suffixes=(".mrxs",), reader="openslide", named=True),
+    Format(
+        name="Hamamatsu VMS",
+        signatures=((0, b"[Virtual Microscope"), (0, b"[Uncompressed Virtual Mic")),
+        suffixes=(".vms", ".vmu"),
+        reader="openslide",
+    ),
+    Format(
+        name="Sakura",
+        signatures=((0, b"SQLite format 3\0"),),
+        suffixes=(".svslide",),
+        reader="openslide",
     ),
     Format(
         name="JPEG 2000",
@@ -141,6 +159,8 @@ def recognise(head: bytes, url: str) -> Format:
     if not head:
         raise ImageError(f"{name}: is empty (0 bytes); copy it again from its source")
     promised = suffix_format(url)
+    if promised is not None and promised.named:
+        return promised
     found = next((form for form in FORMATS if _matches(form, head)), None)
     if found is None:
         claim = f"no {promised.name} file, whatever its name says" if promised else "no image"

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from histostore.images.levels import read_square
 from histostore.images.tissue import tissue_mask, tissue_shares
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from histostore.grid import PatchGrid, Placement
+    from histostore.images.annotations import Places
     from histostore.images.readers import Reader
     from histostore.images.tissue import TissueFilter
 
@@ -49,10 +51,12 @@ class Selection:
     """``(patch,)``, share of tissue of all patches, 0 to 1."""
 
     flags: tuple[str, ...] = ()
-    """:data:`NO_TISSUE`, :data:`SMALL_IMAGE`, where they apply."""
+    """:data:`NO_TISSUE`, :data:`SMALL_IMAGE`, and the flag of given places, where they apply."""
 
 
-def select_patches(reader: Reader, grid: PatchGrid, tissue: TissueFilter) -> Selection:
+def select_patches(
+    reader: Reader, grid: PatchGrid, tissue: TissueFilter, places: Places | None = None
+) -> Selection:
     """Choose the patches of an image.
 
     Kept are those with a share of tissue of at least ``tissue.min_tissue``; of these, if
@@ -67,11 +71,13 @@ def select_patches(reader: Reader, grid: PatchGrid, tissue: TissueFilter) -> Sel
         Where patches may lie.
     tissue
         Which are kept.
+    places
+        What says where patches lie, instead of the grid or within it.
 
     Returns
     -------
     selection
-        At least one patch, in the order of the grid.
+        At least one patch, in the order of the grid, or of ``places``.
 
     Raises
     ------
@@ -89,21 +95,28 @@ def select_patches(reader: Reader, grid: PatchGrid, tissue: TissueFilter) -> Sel
     >>> selection.kept.tolist(), selection.tissue.tolist()
     ([0], [0.5, 0.0])
     """
-    placement = grid.place(reader.width_px, reader.height_px, reader.mpp)
+    size = (reader.width_px, reader.height_px)
+    if places is None:
+        placement = grid.place(*size, reader.mpp)
+    else:
+        placement = places.place(grid, *size, reader.mpp)
     if tissue.method == "none":
         # Every pixel counts as tissue: nothing to look for.
         shares = np.ones(len(placement), np.float32)
     else:
         mask = tissue_mask(reader.thumbnail(THUMBNAIL_PX), tissue.method)
-        shares = tissue_shares(mask, placement, reader.width_px, reader.height_px)
-    flags = []
-    if min(reader.width_px, reader.height_px) < placement.edge_px:
+        shares = tissue_shares(mask, placement, *size)
+    flags = [] if places is None else [places.flag]
+    if min(size) < placement.edge_px:
         flags.append(SMALL_IMAGE)
+    if places is not None and places.keeps_all:
+        kept = np.arange(len(placement))
+        return Selection(placement=placement, kept=kept, tissue=shares, flags=tuple(flags))
     # Compared as float32 on both sides: a share of just 0.1 is enough for 0.1.
     kept = np.flatnonzero(shares >= np.float32(tissue.min_tissue))
     if len(kept) == 0:
         flags.append(NO_TISSUE)
-        kept = _best(shares, placement, reader.width_px, reader.height_px)
+        kept = _best(shares, placement, *size)
     elif tissue.top_k is not None:
         most = np.argsort(-shares[kept], kind="stable")[: tissue.top_k]
         kept = np.sort(kept[most])
@@ -126,10 +139,8 @@ def _best(
 def read_patches(reader: Reader, selection: Selection, patch_size: int) -> NDArray[np.uint8]:
     """Read the kept patches.
 
-    A patch that hangs over the border is filled up by reflection about the last row and
-    column (repeated where the image is smaller still). If the grid asked for another scale,
-    each is resized by Pillow's bilinear filter, which widens with the factor when reducing,
-    and so does not alias.
+    One that hangs over the border is filled up, and where the grid asked for another scale
+    each is brought to it, as :func:`~histostore.images.levels.read_square` says.
 
     Parameters
     ----------
@@ -150,21 +161,9 @@ def read_patches(reader: Reader, selection: Selection, patch_size: int) -> NDArr
     ImageError
         If the image is damaged.
     """
-    placement, edge_px = selection.placement, selection.placement.edge_px
+    placement = selection.placement
     patches = np.empty((len(selection.kept), patch_size, patch_size, 3), np.uint8)
     for number, patch in zip(selection.kept, patches, strict=True):
         x, y = int(placement.x[number]), int(placement.y[number])
-        width, height = min(edge_px, reader.width_px - x), min(edge_px, reader.height_px - y)
-        pixels = reader.region(x, y, width, height)
-        if width < edge_px or height < edge_px:
-            missing = ((0, edge_px - height), (0, edge_px - width), (0, 0))
-            pixels = np.pad(pixels, missing, mode="reflect")
-        patch[:] = pixels if edge_px == patch_size else _resize(pixels, patch_size)
+        patch[:] = read_square(reader, x, y, placement.edge_px, patch_size)
     return patches
-
-
-def _resize(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    from PIL import Image
-
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))

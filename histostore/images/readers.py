@@ -8,7 +8,14 @@ BMP, GIF,    (Pillow)                               :data:`MAX_PIXELS`
 WebP
 TIFF family  :mod:`histostore.images.tiff`          the region, the tiles under it and a
              (tifffile, imagecodecs)                bounded cache
+slides of    :mod:`histostore.images.openslide`     the region, and a cache that all
+scanners,    (OpenSlide, the ``slides`` extra)      slides share
+DICOM
 ===========  =====================================  ====================================
+
+The slides of OpenSlide are DICOM, MIRAX, Hamamatsu (NDPI, VMS, VMU), Leica SCN, Ventana BIF,
+Philips TIFF and Sakura. It is always OpenSlide that reads these, and never what tifffile reads
+(Aperio's SVS, OME-TIFF, other TIFF): decoders differ in the last bit, and so would vectors.
 
 The content of a file decides who reads it (:mod:`histostore.images.formats`); there is no
 second try with another reader.
@@ -18,10 +25,10 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from typing import IO, TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import IO, TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from histostore.errors import OptionError
-from histostore.files import driver_errors, filesystem, local_path, read_bytes
+from histostore.errors import ImageError, OptionError
+from histostore.files import driver_errors, local_path, read_bytes
 from histostore.images.formats import (
     HEAD_BYTES,
     MAX_PIXELS,
@@ -105,7 +112,7 @@ def open_image(
     OptionError
         If ``mpp`` is not a positive number.
     MissingExtra
-        If the storage's driver is not installed.
+        If the storage's driver, or the library that reads this format, is not installed.
     """
     if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
         raise OptionError(f"{mpp=}: give a number of µm per pixel above 0")
@@ -124,8 +131,10 @@ def open_image(
             with driver_errors(url, storage_options):
                 data = file.read()
             return _open_raster(data, form, mpp)
-        from histostore.images.tiff import TiffReader
+        from histostore.images.tiff import TiffReader, slide_maker
 
+        if form.reader == "openslide" or slide_maker(file, url) is not None:
+            return _open_slide(url, storage_options, form, mpp)
         reader = TiffReader(file, url, mpp=mpp)
         stack.pop_all()
         return reader
@@ -135,8 +144,28 @@ def _open_file(url: str, storage_options: Mapping[str, Any] | None) -> IO[bytes]
     path = local_path(url)
     if path is not None:
         return open(path, "rb")  # noqa: PTH123 - a str path, and the caller closes it
-    fs, path = filesystem(url, storage_options)
-    return cast("IO[bytes]", fs.open(path, "rb"))
+    from histostore.images.remote import open_ranges
+
+    return open_ranges(url, storage_options)
+
+
+def _open_slide(
+    url: str, storage_options: Mapping[str, Any] | None, form: Format, mpp: float | None
+) -> Reader:
+    from histostore.images.openslide import OpenSlideReader
+    from histostore.images.remote import copy_here
+
+    path = local_path(url)
+    if path is not None:
+        return OpenSlideReader(path, url, mpp=mpp)
+    if form.name == "Hamamatsu VMS":
+        raise ImageError("is the index of several files; copy all of them to this machine")
+    path, remove = copy_here(url, storage_options, folder=form.name == "MIRAX")
+    with ExitStack() as stack:
+        stack.callback(remove)
+        reader = OpenSlideReader(path, url, mpp=mpp, on_close=remove)
+        stack.pop_all()
+    return reader
 
 
 def _open_raster(data: bytes, form: Format, mpp: float | None) -> Reader:

@@ -32,7 +32,7 @@ def mpp_from_description(description: str) -> float | None:
     """
     if description.startswith("Aperio"):
         found = _APERIO.search(description)
-        return _plausible(found.group(1)) if found else None
+        return plausible_mpp(found.group(1)) if found else None
     pixels = _OME_PIXELS.search(description) if "<OME" in description else None
     size = _OME_SIZE.search(pixels.group()) if pixels else None
     if pixels is None or size is None:
@@ -40,7 +40,7 @@ def mpp_from_description(description: str) -> float | None:
     unit = _OME_UNIT.search(pixels.group())
     # OME's schema: micrometres where no unit is given.
     factor = _MICROMETRES.get(html.unescape(unit.group(1))) if unit else 1.0
-    return None if factor is None else _plausible(size.group(1), factor)
+    return None if factor is None else plausible_mpp(size.group(1), factor)
 
 
 def mpp_from_resolution(numerator: int, denominator: int, unit: int) -> float | None:
@@ -62,10 +62,10 @@ def mpp_from_resolution(numerator: int, denominator: int, unit: int) -> float | 
     """
     if unit != 3 or numerator <= 0 or denominator <= 0:
         return None
-    return _plausible(str(1e4 * denominator / numerator))
+    return plausible_mpp(str(1e4 * denominator / numerator))
 
 
-def _plausible(text: str, factor: float = 1.0) -> float | None:
+def plausible_mpp(text: str, factor: float = 1.0) -> float | None:
     """Give the number if a microscope could have meant it: 72 pixels per cm is a default, too."""
     try:
         mpp = float(text) * factor

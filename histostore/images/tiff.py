@@ -28,11 +28,17 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["CACHE_BYTES", "TiffReader"]
+__all__ = ["CACHE_BYTES", "TiffReader", "slide_maker"]
 
 CACHE_BYTES = 64 * 2**20
-"""Decoded tiles that a reader keeps, in bytes of RGB."""
+"""Decoded tiles that a reader keeps, of all its levels together, in bytes of RGB."""
 
+_MAKERS = {
+    "is_ndpi": "Hamamatsu NDPI",
+    "is_scn": "Leica SCN",
+    "is_bif": "Ventana BIF",
+    "is_philips": "Philips TIFF",
+}
 _BLOCK_PX = 2048
 _MAX_PAGES = 64
 _here = threading.local()
@@ -41,7 +47,7 @@ _here = threading.local()
 class TiffReader:
     """Reader of one TIFF file; several threads decode at once.
 
-    Level 0 is the first page. Smaller pages of the same proportions serve thumbnails.
+    Level 0 is the first page; smaller pages of the same proportions are the other levels.
 
     Parameters
     ----------
@@ -68,7 +74,9 @@ class TiffReader:
             self._tiff = TiffFile(file, _multifile=False)
             page: Any = self._tiff.pages.first
             _refuse_stack(self._tiff, page)
-            self._level = _Level(page, self._lock)
+            self._kept = _KeptTiles(self._lock)
+            self._level = _Level(page, self._kept)
+            self._pyramid: list[_Level] | None = None
             self._mpp = _mpp(page) if mpp is None else mpp
             self._orientation = Orientation(int(page.tags.valueof(274, 1)))
 
@@ -89,6 +97,18 @@ class TiffReader:
         """Micrometres per pixel of level 0, None where unknown."""
         return self._mpp
 
+    @property
+    def level_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Columns and rows of every level, upright, level 0 first.
+
+        Raises
+        ------
+        ImageError
+            If a level is damaged, or of a kind that is not read.
+        """
+        with _reading(self._url):
+            return tuple(self._upright(level) for level in self._levels())
+
     def region(self, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Decode a box of level 0, ``(height, width, 3)``, uint8.
 
@@ -97,12 +117,21 @@ class TiffReader:
         ImageError
             If it is not inside the image, or the tiles under it are damaged.
         """
-        upright = (self.width_px, self.height_px)
         with _reading(self._url):
-            check_region(x, y, width, height, within=upright)
-            stored = self._orientation.stored_box(x, y, width, height, upright=upright)
-            pixels = self._orientation.apply(self._level.read(*stored))
-            return np.ascontiguousarray(pixels, dtype=np.uint8)
+            return self._read(self._level, (x, y, width, height))
+
+    def level_region(
+        self, level: int, x: int, y: int, width: int, height: int
+    ) -> NDArray[np.uint8]:
+        """Decode a box of a level, in that level's own pixels, ``(height, width, 3)``, uint8.
+
+        Raises
+        ------
+        ImageError
+            If it is not inside the level, or the tiles under it are damaged.
+        """
+        with _reading(self._url):
+            return self._read(self._levels()[level], (x, y, width, height))
 
     def thumbnail(self, max_px: int) -> NDArray[np.uint8]:
         """Give the whole image, box-averaged until no side is longer than ``max_px``.
@@ -115,7 +144,7 @@ class TiffReader:
             If a tile of that level is damaged.
         """
         with _reading(self._url):
-            levels = [self._level, *self._smaller_levels()]
+            levels = self._levels()
             fitting = [level for level in levels if max(level.width, level.height) >= max_px]
             level = min(fitting, key=lambda level: level.width, default=self._level)
             pixels = self._orientation.apply(level.shrunk(max_px))
@@ -126,23 +155,62 @@ class TiffReader:
         self._tiff.close()
         self._file.close()
 
-    def _smaller_levels(self) -> list[_Level]:
-        with self._lock:
-            pages = list(_smaller_pages(self._tiff))
-            return [_Level(page, self._lock) for page in pages]
+    def _read(self, level: _Level, box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+        upright = self._upright(level)
+        check_region(*box, within=upright)
+        stored = self._orientation.stored_box(*box, upright=upright)
+        pixels = self._orientation.apply(level.read(*stored))
+        return np.ascontiguousarray(pixels, dtype=np.uint8)
+
+    def _upright(self, level: _Level) -> tuple[int, int]:
+        size = (level.width, level.height)
+        return size[::-1] if self._orientation.exchanges else size
+
+    def _levels(self) -> list[_Level]:
+        """Give all levels, the largest first; the smaller ones are looked for once, when asked for."""
+        if self._pyramid is None:
+            with self._lock:
+                smaller = [_Level(page, self._kept) for page in _smaller_pages(self._tiff)]
+            smaller.sort(key=lambda level: level.width, reverse=True)
+            self._pyramid = [self._level, *smaller]
+        return self._pyramid
+
+
+class _KeptTiles:
+    """The tiles that were decoded last, of all levels of one file.
+
+    The lock guards the file as well; decoding goes on outside it.
+    """
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.lock = lock
+        self._rgb: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
+        self._held_bytes = 0
+
+    def get(self, key: tuple[int, int]) -> NDArray[np.uint8] | None:
+        with self.lock:
+            tile = self._rgb.get(key)
+            if tile is not None:
+                self._rgb.move_to_end(key)
+            return tile
+
+    def keep(self, key: tuple[int, int], tile: NDArray[np.uint8]) -> None:
+        with self.lock:
+            # Another thread may have decoded it meanwhile: then its copy goes.
+            replaced = self._rgb.pop(key, None)
+            self._rgb[key] = tile
+            self._held_bytes += tile.nbytes - (0 if replaced is None else replaced.nbytes)
+            while self._held_bytes > CACHE_BYTES and len(self._rgb) > 1:
+                _, oldest = self._rgb.popitem(last=False)
+                self._held_bytes -= oldest.nbytes
 
 
 class _Level:
-    """One page as RGB, with the tiles that were decoded last.
+    """One page as RGB."""
 
-    The lock guards the file and the kept tiles; decoding goes on outside it.
-    """
-
-    def __init__(self, page: Any, lock: threading.Lock) -> None:
-        self._segments = Segments(page, lock)
-        self._lock = lock
-        self._rgb: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
-        self._held_bytes = 0
+    def __init__(self, page: Any, kept: _KeptTiles) -> None:
+        self._segments = Segments(page, kept.lock)
+        self._kept = kept
         self.width = self._segments.width
         self.height = self._segments.height
 
@@ -182,22 +250,36 @@ class _Level:
         return out
 
     def _tile(self, row: int, column: int) -> NDArray[np.uint8]:
-        key = row * self._segments.columns + column
-        with self._lock:
-            tile = self._rgb.get(key)
-            if tile is not None:
-                self._rgb.move_to_end(key)
-                return tile
-        tile = samples_to_rgb(self._segments.samples(row, column), self._segments.page)
-        with self._lock:
-            # Another thread may have decoded it meanwhile: then its copy goes.
-            replaced = self._rgb.pop(key, None)
-            self._rgb[key] = tile
-            self._held_bytes += tile.nbytes - (0 if replaced is None else replaced.nbytes)
-            while self._held_bytes > CACHE_BYTES and len(self._rgb) > 1:
-                _, oldest = self._rgb.popitem(last=False)
-                self._held_bytes -= oldest.nbytes
+        # A page is told from others by where it lies in the file.
+        key = (int(self._segments.page.offset), row * self._segments.columns + column)
+        tile = self._kept.get(key)
+        if tile is None:
+            tile = samples_to_rgb(self._segments.samples(row, column), self._segments.page)
+            self._kept.keep(key, tile)
         return tile
+
+
+def slide_maker(file: IO[bytes], url: str) -> str | None:
+    """Name the scanner format of a TIFF that tifffile alone does not put together.
+
+    These have tiles that overlap or are left out, several areas, or one giant strip.
+
+    Returns
+    -------
+    maker
+        ``Hamamatsu NDPI``, ``Leica SCN``, ``Ventana BIF``, ``Philips TIFF``, or None of any
+        other TIFF, Aperio's SVS and OME-TIFF among them.
+
+    Raises
+    ------
+    ImageError
+        If the file is damaged.
+    """
+    with _reading(url):
+        file.seek(0)
+        page: Any = TiffFile(file, _multifile=False).pages.first
+        file.seek(0)
+        return next((name for flag, name in _MAKERS.items() if getattr(page, flag)), None)
 
 
 def _refuse_stack(tiff: TiffFile, first: Any) -> None:

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from histostore.cohort import Cohort
 from histostore.datasets import bach, breakhis, folder, lymphoma, write_cohort
-from histostore.errors import CohortError, StorageError
+from histostore.errors import CohortError, OptionError, StorageError
+from histostore.labels import map_labels, parse_label_map
+from tests.commands import call
 
 
 def plant(root, *names):
@@ -212,3 +214,58 @@ def test_the_real_breakhis_sample(real_data):
     assert frame["patient_id"].nunique() == 9
     assert frame["subtype"].nunique() == 8
     assert set(frame["magnification"]) == {"40", "100", "200", "400"}
+
+
+def test_links_are_followed_and_loops_end(tmp_path):
+    plant(tmp_path / "elsewhere", "1.png", "deep/2.png")
+    root = plant(tmp_path / "set", "b/3.png")
+    (root / "a").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (root / "b" / "up").symlink_to(root, target_is_directory=True)
+    (root / "b" / "4.png").symlink_to(tmp_path / "elsewhere" / "1.png")
+    frame = folder(root)
+    assert frame["image_id"].tolist() == ["a/1", "a/deep/2", "b/3", "b/4"]
+    assert Cohort.read(write_cohort(frame, root / "cohort.csv")).urls[0] == f"{root}/a/1.png"
+
+
+# Labels of one set as those of another ------------------------------------------------------
+
+
+def test_bach_becomes_breakhis(tmp_path):
+    plant(tmp_path, *(f"{name}/{name}1.tif" for name in ("Benign", "InSitu", "Invasive", "Normal")))
+    frame = map_labels(bach(tmp_path), parse_label_map("bach-to-breakhis"))
+    labels = dict(zip(frame["original_label"], frame["label"], strict=True))
+    assert labels == {
+        "Benign": "benign",
+        "Normal": "benign",
+        "InSitu": "malignant",
+        "Invasive": "malignant",
+    }
+
+
+def test_images_without_a_label_stay_without():
+    frame = pd.DataFrame({"image_id": ["a", "b"], "label": ["x", None]})
+    assert map_labels(frame, {"x": "y", "z": "y"})["label"].tolist()[0] == "y"
+    assert map_labels(frame, {"x": "y"})["label"].isna().tolist() == [False, True]
+
+
+def test_a_label_that_the_map_does_not_name_is_refused():
+    frame = pd.DataFrame({"image_id": ["a", "b", "c"], "label": ["x", "y", "z"]})
+    with pytest.raises(CohortError, match="2 problems") as caught:
+        map_labels(frame, {"x": "w"})
+    assert caught.value.problems == ("label 'y' is not among x", "label 'z' is not among x")
+
+
+@pytest.mark.parametrize("text", ["", "a", "a=", "=b", "a=b,", "a=b=c", "a=b,a=c", "bach-to-mars"])
+def test_a_label_map_that_is_none_is_refused(text):
+    with pytest.raises(OptionError, match="label map"):
+        parse_label_map(text)
+
+
+def test_the_command_maps_labels(tmp_path):
+    plant(tmp_path, "CLL/1.png", "FL/2.png", "MCL/3.png")
+    table = tmp_path / "cohort.csv"
+    words = ("cohort", "lymphoma", tmp_path, "-o", table, "--json", "--map-labels")
+    done = call("histostore", *words, "CLL=CLL,FL=other,MCL=other")
+    assert done.json["labels"] == {"other": 2, "CLL": 1}
+    assert Cohort.read(table).column("original_label").tolist() == ["CLL", "FL", "MCL"]
+    assert "give OLD=NEW" in call("histostore", *words, "nonsense").err

@@ -110,6 +110,22 @@ def test_an_mpp_that_would_ask_for_a_giant_patch_is_refused() -> None:
         PatchGrid(256, mpp=0.5).place(1000, 1000, mpp=1e-6)
 
 
+def test_a_patch_of_hardly_any_pixels_is_refused() -> None:
+    assert PatchGrid(256, mpp=0.25).place(1000, 1000, mpp=2.0).edge_px == 32
+    with pytest.raises(ImageError, match=r"would be 4 px .* ask for a coarser mpp"):
+        PatchGrid(256, mpp=0.5).place(1152, 700, mpp=28.97)
+
+
+def test_a_scale_finer_than_light_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"mpp=0\.001: give at least 0\.01"):
+        PatchGrid(256, mpp=0.001)
+
+
+def test_the_edge_is_that_of_every_place() -> None:
+    grid = PatchGrid(100, 30, mpp=1.0)
+    assert grid.edge_px(0.5) == grid.place(500, 500, 0.5).edge_px == 200
+
+
 def test_a_billion_patches_are_refused() -> None:
     with pytest.raises(ImageError, match="larger stride"):
         PatchGrid(256, 1).place(100_000, 100_000)

@@ -82,21 +82,24 @@ def test_a_view_is_contiguous_and_leaves_its_argument_alone(batch: np.ndarray, n
         ("identity,rot90", ("identity", "rot90")),
         (" flip-h , identity ", ("flip-h", "identity")),  # order as given, blanks forgiven
         ("d4", VIEWS),
+        ("affine-3,d4", ("affine-3", *VIEWS)),
+        ("jitter:2,stain-jitter-7", ("jitter-1", "jitter-2", "stain-jitter-7")),
     ],
 )
 def test_parsing_views(text: str, expected: tuple[str, ...]) -> None:
     assert parse_views(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "rot45", "identity,", "identity,d4", "Rot90"])
+@pytest.mark.parametrize("text", ["", "rot45", "identity,", "D4", "Rot90"])
 def test_an_unknown_view_is_refused_with_the_known_ones(text: str) -> None:
     with pytest.raises(OptionError, match=r"unknown view .*; known: identity, rot90, .*d4"):
         parse_views(text)
 
 
-def test_a_view_named_twice_is_refused() -> None:
+@pytest.mark.parametrize("text", ["rot90,rot90", "identity,d4", "jitter-1,jitter:2"])
+def test_a_view_named_twice_is_refused(text: str) -> None:
     with pytest.raises(OptionError, match="twice"):
-        parse_views("rot90,rot90")
+        parse_views(text)
 
 
 def test_patches_need_four_axes() -> None:

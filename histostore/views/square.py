@@ -1,7 +1,7 @@
-"""Views: the eight ways to turn and mirror a square patch, by name.
+"""The eight ways to turn and mirror a square patch, by name.
 
-The names are the augmentation keys of a store. As transforms they form the dihedral group
-D4: the inverse of a view and any two views one after the other are views again::
+As transforms they form the dihedral group D4: the inverse of a view and any two views one
+after the other are views again::
 
     identity        rot90           rot180          rot270
     A B             B D             D C             C A
@@ -23,7 +23,7 @@ from histostore.errors import OptionError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["VIEWS", "apply_view", "compose_views", "invert_view", "parse_views"]
+__all__ = ["VIEWS", "compose_views", "invert_view", "turn"]
 
 # View: (exchange y and x first?, then reverse y?, then reverse x?)
 _STEPS = {
@@ -39,45 +39,10 @@ _STEPS = {
 _NAMES = {steps: name for name, steps in _STEPS.items()}
 
 VIEWS = tuple(_STEPS)
-"""All names, ``identity`` first."""
+"""Names of the eight, ``identity`` first."""
 
 
-def parse_views(text: str) -> tuple[str, ...]:
-    """Read the value of ``--augment``.
-
-    Parameters
-    ----------
-    text
-        Names separated by commas, or ``d4`` for all eight.
-
-    Returns
-    -------
-    views
-        Names in the order given, at least one, none twice.
-
-    Raises
-    ------
-    OptionError
-        If a name is unknown or given twice, or there is none; the message lists the names.
-
-    Examples
-    --------
-    >>> parse_views("identity, rot90")
-    ('identity', 'rot90')
-    >>> len(parse_views("d4"))
-    8
-    """
-    if text.strip() == "d4":
-        return VIEWS
-    names = tuple(name.strip() for name in text.split(","))
-    for name in names:
-        _steps(name)
-    if len(set(names)) < len(names):
-        raise OptionError(f"a view is named twice in {text!r}; name each once")
-    return names
-
-
-def apply_view(patches: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+def turn(patches: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
     """Turn or mirror every patch.
 
     Parameters
@@ -98,18 +63,14 @@ def apply_view(patches: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
     Raises
     ------
     OptionError
-        If the view is unknown or ``patches`` has not four axes.
+        If it is none of the eight.
 
     Examples
     --------
     >>> patch = np.array([[1, 2], [3, 4]], np.uint8).reshape(1, 2, 2, 1)
-    >>> apply_view(patch, "rot90")[0, :, :, 0].tolist()
+    >>> turn(patch, "rot90")[0, :, :, 0].tolist()
     [[2, 4], [1, 3]]
     """
-    if patches.ndim != 4:
-        raise OptionError(
-            f"patches have {patches.ndim} axes; give an array of (patch, y, x, channel)"
-        )
     exchange, reverse_y, reverse_x = _steps(name)
     if name == "identity":
         return patches
@@ -162,5 +123,5 @@ def invert_view(name: str) -> str:
 
 def _steps(name: str) -> tuple[bool, bool, bool]:
     if name not in _STEPS:
-        raise OptionError(f"unknown view {name!r}; known: {', '.join(VIEWS)}, or d4 for all")
+        raise OptionError(f"{name!r} is no right-angle view; these are {', '.join(VIEWS)}")
     return _STEPS[name]
