@@ -4,6 +4,7 @@ Baseline: one worker. Each worker has one thread to compute in and, in the row w
 one core of its own: a build also reads images and writes fragments beside the encoder, and a
 single worker would otherwise help itself to the second core for that. The second row leaves
 them free. Both clusters run all the time, with their encoders loaded, and build in turn.
+The small run shows that it works: its units are too small for a promise.
 What would change our mind: a ratio below 1.8 on two quiet cores.
 """
 
@@ -14,6 +15,7 @@ import statistics
 import tempfile
 import time
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +69,13 @@ def start(n_workers: int, stack: ExitStack, *, pinned: bool) -> str:
     return str(cluster.scheduler_address)
 
 
-def question(cohort: Cohort, folder: str, *, pinned: bool) -> Ratio:
+def question(
+    cohort: Cohort, folder: str, *, pinned: bool, repeats: int, target: float | None
+) -> Ratio:
     seconds: dict[int, list[float]] = {1: [], 2: []}
     with ExitStack() as stack:
         addresses = {n: start(n, stack, pinned=pinned) for n in seconds}
-        for repeat in range(REPEATS):
+        for repeat in range(repeats):
             for n, address in addresses.items():
                 began = time.perf_counter()
                 build(cohort, f"{folder}/{pinned}-{repeat}-{n}", OPTIONS, scheduler=address)
@@ -83,25 +87,48 @@ def question(cohort: Cohort, folder: str, *, pinned: bool) -> Ratio:
         ours_s=two,
         theirs_s=one,
         ratio=one / two,
-        target=TARGET if pinned else None,
+        target=target if pinned else None,
         baseline="one worker with one thread",
     )
 
 
+def unable() -> str | None:
+    """Say why this cannot be measured here; None where it can."""
+    if find_spec("distributed") is None:
+        return "distributed is not installed (pip install 'histostore[cluster]')"
+    if not hasattr(os, "sched_setaffinity"):
+        return "this system cannot keep a process on one core"
+    if len(os.sched_getaffinity(0)) < 2:
+        return "there is one core only"
+    return None
+
+
 def run(*, smoke: bool) -> list[Ratio]:
-    n_images = 256 if smoke else 512  # 4 or 8 units, so that two workers get equal shares
+    reason = unable()
+    if reason is not None:
+        return [
+            Ratio.skipped(
+                "one Dask worker ÷ two, texture, a core each",
+                baseline="one worker with one thread",
+                reason=reason,
+                target=TARGET,
+            )
+        ]
+    # 4 or 8 units, so that two workers get equal shares; in the small run of one patch an image.
+    n_images, image_px = (256, 256) if smoke else (512, 512)
     with tempfile.TemporaryDirectory() as folder:
-        table = make_cohort(Path(folder) / "images", n_images=n_images, image_px=512, seed=0)
+        table = make_cohort(Path(folder) / "images", n_images=n_images, image_px=image_px, seed=0)
         cohort = Cohort.read(str(table))
-        pins = (True,) if smoke or not hasattr(os, "sched_setaffinity") else (True, False)
-        return [question(cohort, folder, pinned=pinned) for pinned in pins]
+        pins = (True,) if smoke else (True, False)
+        repeats = 1 if smoke else REPEATS
+        return [
+            question(
+                cohort, folder, pinned=pinned, repeats=repeats, target=None if smoke else TARGET
+            )
+            for pinned in pins
+        ]
 
 
 if __name__ == "__main__":
-    import argparse
-    import json
-
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--smoke", action="store_true")
-    for row in run(smoke=parser.parse_args().smoke):
-        print(json.dumps(row.to_json(), indent=2, ensure_ascii=False))
+    for row in run(smoke=True):
+        print(row.line)

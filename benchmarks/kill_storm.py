@@ -44,14 +44,14 @@ FRAGMENT_BYTES = 4 * 4 * 275 * 4 * len(VIEWS)  # about four images: many commits
 NURSERY = f"""
 import os, sys, traceback
 import numpy as np
-import histostore.build.pipeline as pipeline
+import histostore.build.gather as gather
 from histostore.build import BuildOptions, EncoderOptions, build
 from histostore.build.unit import encoder_of
 from histostore.grid import PatchGrid
 from histostore.images.tissue import TissueFilter
 from histostore.store import open_store
 from histostore.store.compact import compact
-pipeline.FRAGMENT_BYTES = {FRAGMENT_BYTES}
+gather.FRAGMENT_BYTES = {FRAGMENT_BYTES}
 options = BuildOptions(
     encoder=EncoderOptions(name="texture", threads=1, batch_size=16),
     grid=PatchGrid(patch_size=32), tissue=TissueFilter(method="none"), views={VIEWS!r},

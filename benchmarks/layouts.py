@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -154,35 +154,56 @@ class Lance:
     name = "one Lance table"
 
     def __init__(self, folder: Path, ids: list[str]) -> None:
+        del ids  # rows have numbers
         self.folder = folder / "table.lance"
-        self.n_images = len(ids)
+        self.n_patches = 0
+        self._table: Any = None
 
     def write(self, data: Data) -> None:
         import lance
         import pyarrow as pa
 
+        self.n_patches = data.case.n_patches
+
         values = pa.FixedSizeListArray.from_arrays(
             pa.array(data.embedding.reshape(-1)), data.case.n_features
         )
         table = pa.table({"features": values, "x": data.coords[:, 0], "y": data.coords[:, 1]})
-        lance.write_dataset(table, str(self.folder), mode="overwrite")
+        lance.write_dataset(table, str(self.folder), mode="create")
 
     def all(self) -> np.ndarray:
         import lance
 
-        column = lance.dataset(str(self.folder)).to_table(columns=["features"])["features"]
-        return np.concatenate([self._array(chunk) for chunk in column.chunks])
+        return _array(lance.dataset(str(self.folder)).to_table(columns=["features"]))
 
-    @staticmethod
-    def _array(chunk: object) -> np.ndarray:
-        return chunk.values.to_numpy().reshape(len(chunk), -1)
+    def bag(self, image: int) -> np.ndarray:
+        """Take one image's rows from a table that stays open."""
+        import lance
+
+        self._table = self._table or lance.dataset(str(self.folder))
+        first = image * self.n_patches
+        return _array(self._table.take(range(first, first + self.n_patches), columns=["features"]))
+
+
+def _array(table: Any) -> np.ndarray:
+    chunks = table["features"].chunks
+    return np.concatenate([chunk.flatten().to_numpy().reshape(len(chunk), -1) for chunk in chunks])
 
 
 RIVALS = (Trident, Pt, Npz, Lance)
 
 
-def installed(rival: type) -> bool:
-    return rival is not Lance or find_spec("lance") is not None
+def missing(rival: type) -> str | None:
+    """Say why a layout cannot be measured here; None where it can."""
+    if rival is Lance and find_spec("lance") is None:
+        return "pylance is not installed (pip install 'histostore[bench]')"
+    return None
+
+
+CANNOT_EVICT = (
+    None if hasattr(os, "posix_fadvise") else "this system has no call to drop cached pages"
+)
+"""Why nothing can be measured cold here; None where it can."""
 
 
 def write_store(folder: Path, data: Data) -> None:

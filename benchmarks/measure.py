@@ -8,7 +8,7 @@ import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from histostore.provenance import versions
 
@@ -21,17 +21,44 @@ class Ratio:
     """One question's answer: the baseline's seconds over ours, or what the row says."""
 
     name: str
-    ours_s: float
-    theirs_s: float
-    ratio: float
+    ours_s: float | None
+    theirs_s: float | None
+    ratio: float | None
+    """None, as the seconds are, where the question was not asked."""
     target: float | None
     """None where there is no promise, only a number."""
     baseline: str
-    """What `theirs` is."""
+    """What `theirs` is. What follows the first semicolon may differ from run to run."""
+    not_run: str | None = None
+    """Why the question was not asked."""
+
+    @classmethod
+    def skipped(cls, name: str, *, baseline: str, reason: str, target: float | None = None) -> Self:
+        """Make the row of a question that was not asked here."""
+        return cls(
+            name=name,
+            ours_s=None,
+            theirs_s=None,
+            ratio=None,
+            target=target,
+            baseline=baseline,
+            not_run=reason,
+        )
 
     @property
     def met(self) -> bool | None:
-        return None if self.target is None else self.ratio >= self.target
+        """Whether the target was met; None where there is none, or nothing was measured."""
+        return None if self.target is None or self.ratio is None else self.ratio >= self.target
+
+    @property
+    def line(self) -> str:
+        """The row in one line of text."""
+        if self.not_run is not None:
+            return f"not run: {self.not_run}  {self.name}; {self.baseline}"
+        return (
+            f"{self.ratio:8.2f}  {self.ours_s:.4f} s  {self.theirs_s:.4f} s  "
+            f"{self.name}; {self.baseline}"
+        )
 
     def to_json(self) -> dict[str, object]:
         return {**asdict(self), "met": self.met}
