@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Bag", "Bags"]
 
-BLOCK_BYTES = 256 * 2**20
+BLOCK_BYTES = 64 * 2**20
 """Embeddings that :meth:`Bags.blocks` holds at once."""
 
 
@@ -273,6 +273,16 @@ class Bags:
         """Folder of the mapped file; None where the rows are in memory."""
         return self._table.folder
 
+    @property
+    def table(self) -> BagTable:
+        """The arrays that all choices of bags share; bags of this choice begin at :attr:`starts`."""
+        return self._table
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """First row of each bag in the arrays of :attr:`table`, ``(bag,)`` int64."""
+        return self._table.offset[self._choice]
+
     def blocks(self, n_bytes: int = BLOCK_BYTES) -> Iterator[Bags]:
         """Give all bags in order, so many at once as take ``n_bytes``, or one that takes more.
 
@@ -344,9 +354,9 @@ class Bags:
         if len(self._choice) and np.all(np.diff(self._choice) == 1):
             first, last = self._choice[0], self._choice[-1]
             return slice(int(self._table.offset[first]), int(self._table.offset[last + 1]))
-        starts, lengths = self._table.offset[self._choice], self.lengths
+        lengths = self.lengths
         # Row k of bag i is starts[i] + k: repeat what each bag adds to a running count.
-        shift = starts - self.offset[:-1]
+        shift = self.starts - self.offset[:-1]
         return np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(shift, lengths)
 
     def __len__(self) -> int:

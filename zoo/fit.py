@@ -190,7 +190,10 @@ def _document(
 
 
 def _digest(bags: Bags) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(bags.embedding).data)
+    digest = hashlib.sha256()
+    for block in bags.blocks():
+        digest.update(np.ascontiguousarray(block.embedding).data)
+        digest.update(np.ascontiguousarray(block.coords).data)
     digest.update(bags.offset.tobytes())
     return digest.hexdigest()
 

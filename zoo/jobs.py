@@ -207,14 +207,13 @@ def _side_by_side(todo: list[Job], task: Task, bags: Bags, workers: int) -> Iter
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
-    shared = task.unfinished / "embedding.npy"
     here = dataclasses.replace(task.execution, progress=None)  # stays with the parent
-    with _file(shared, bags.embedding):
+    with _sent(bags, task.unfinished / "embedding.npy") as sent:
         pool = ProcessPoolExecutor(
             workers,
             mp_context=get_context("spawn"),
             initializer=_start_worker,
-            initargs=(dataclasses.replace(task, execution=here), shared, _light(bags)),
+            initargs=(dataclasses.replace(task, execution=here), *sent),
         )
         with _stopped(pool):
             futures = [pool.submit(_work, job) for job in todo]
@@ -230,11 +229,14 @@ def _side_by_side(todo: list[Job], task: Task, bags: Bags, workers: int) -> Iter
 
 
 @contextlib.contextmanager
-def _file(path: Path, rows: NDArray[np.float32]) -> Iterator[None]:
-    """Keep an array in a file for the time of a block."""
-    np.save(path, rows, allow_pickle=False)
+def _sent(bags: Bags, path: Path) -> Iterator[tuple[Path | None, dict[str, Any] | Bags]]:
+    """Give bags as workers get them, with the rows in a file for the time of a block."""
+    if bags.folder is not None:  # they travel as the name of the file that is mapped here already
+        yield None, bags
+        return
+    np.save(path, bags.embedding, allow_pickle=False)
     try:
-        yield
+        yield path, _light(bags)
     finally:
         path.unlink(missing_ok=True)
 
@@ -264,11 +266,12 @@ _worker: dict[str, Any] = {}
 """Task and bags of a worker process; empty everywhere else."""
 
 
-def _start_worker(task: Task, shared: Path, light: dict[str, Any]) -> None:
+def _start_worker(task: Task, shared: Path | None, sent: dict[str, Any] | Bags) -> None:
     # Before torch and BLAS are loaded, which read it then.
     os.environ["OMP_NUM_THREADS"] = "1"
-    rows = np.load(shared, mmap_mode="r", allow_pickle=False)
-    _worker.update(task=task, bags=Bags.from_arrays(rows, **light))
+    if shared is not None and not isinstance(sent, Bags):
+        sent = Bags.from_arrays(np.load(shared, mmap_mode="r", allow_pickle=False), **sent)
+    _worker.update(task=task, bags=sent)
 
 
 def _work(job: Job) -> str:

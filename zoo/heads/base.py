@@ -15,12 +15,15 @@ from zoo.training.threads import limited
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
     from zoo.bags import Bags
 
 __all__ = ["Head", "HeadSpec", "Standardiser"]
+
+_ROWS_SUMMED = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,6 +218,22 @@ class Head(ABC):
         }
 
 
+def _summed(
+    parts: Iterator[NDArray[Any]],
+    change: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+) -> tuple[int, NDArray[np.float64]]:
+    """Count rows and add them up in float64, row after row, a few at once in memory."""
+    count, total = 0, np.zeros((1, 1))
+    for part in parts:
+        count += len(part)
+        for start in range(0, len(part), _ROWS_SUMMED):
+            rows = change(part[start : start + _ROWS_SUMMED].astype(np.float64))
+            # The sum so far stands in front, so that the order of additions is always the same.
+            ahead = np.broadcast_to(total, (1, part.shape[1]))
+            total = np.concatenate([ahead, rows]).sum(axis=0, keepdims=True)
+    return count, total[0]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Standardiser:
     """Shift and scale of each feature, learned from training rows alone."""
@@ -227,8 +246,22 @@ class Standardiser:
     @classmethod
     def learn(cls, rows: NDArray[Any]) -> Standardiser:
         """Learn from ``rows (row, feature)``; sums are taken in float64."""
-        mean = rows.mean(axis=0, dtype=np.float64)
-        spread = rows.std(axis=0, dtype=np.float64, mean=mean[None])
+        return cls.learn_parts(lambda: iter([rows]))
+
+    @classmethod
+    def learn_parts(cls, parts: Callable[[], Iterator[NDArray[Any]]]) -> Standardiser:
+        """Learn from rows that come in parts, which are asked for twice.
+
+        How the rows are cut into parts does not matter to the result.
+
+        Parameters
+        ----------
+        parts
+            Gives the parts, ``(row, feature)`` each, one row in all at least.
+        """
+        count, total = _summed(parts(), lambda rows: rows)
+        mean = total / count
+        spread = np.sqrt(_summed(parts(), lambda rows: np.square(rows - mean))[1] / count)
         # A constant feature has a spread of rounding errors, which must not be blown up.
         constant = spread <= 1e-6 * np.abs(mean)
         scale = np.where(constant | (spread == 0), 1.0, spread)

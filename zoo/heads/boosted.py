@@ -13,7 +13,7 @@ from histostore.errors import MissingExtra
 from zoo.errors import RunError
 from zoo.heads import storage
 from zoo.heads.base import Head
-from zoo.heads.pooled import STATISTICS, EstimatorSpec, bag_weights, pool, score_row
+from zoo.heads.pooled import STATISTICS, EstimatorSpec, bag_weights, pool_bags, score_row
 from zoo.settings import names, number, whole
 from zoo.training.threads import available
 
@@ -71,7 +71,7 @@ class Boosted(EstimatorSpec):
         lightgbm = _library()
         present, codes = np.unique(bags.labels, return_inverse=True)
         table = lightgbm.Dataset(
-            pool(bags.embedding, bags.offset, self.statistics),
+            pool_bags(bags, self.statistics),
             label=codes,
             weight=bag_weights(bags.labels, recipe),
             params={"verbosity": -1, "min_data_in_bin": 1},
@@ -135,7 +135,7 @@ class BoostedHead(Head):
     """The trees as LightGBM holds them."""
 
     def _predict(self, bags: Bags) -> NDArray[np.float64]:
-        columns = pool(bags.embedding, bags.offset, self.spec.statistics)
+        columns = pool_bags(bags, self.spec.statistics)
         found = self.booster.predict(columns, num_threads=available())
         probabilities = np.zeros((len(bags), len(self.classes)))
         probabilities[:, list(self.present)] = found / found.sum(axis=1, keepdims=True)

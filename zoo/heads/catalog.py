@@ -35,6 +35,10 @@ class HeadCard:
     """Whether it weighs patches."""
     gradient: bool = True
     """Whether it learns by gradient steps, so that any recipe fits it."""
+    loader: str = "zoo.heads.neural:load"
+    """What builds it from its file, ``module:function``."""
+    stored: str = "arrays"
+    """What its file holds: ``arrays`` (safetensors) or ``json``."""
 
     def settings(self) -> list[dict[str, Any]]:
         """List its settings: name, default, what is allowed, meaning. Loads its library."""
@@ -137,6 +141,13 @@ HEADS: dict[str, HeadCard] = {
             attention=True,
         ),
         HeadCard(
+            name="graph",
+            target="zoo.heads.graph:Graph",
+            summary="messages along learned sparse edges between neighbouring patches",
+            source="ABiG-Net 2025 (arXiv 2510.13188)",
+            attention=True,
+        ),
+        HeadCard(
             name="fusion",
             target="zoo.heads.fusion:Fusion",
             summary="fusion block for the features of two encoders, on the mean of the patches",
@@ -148,6 +159,31 @@ HEADS: dict[str, HeadCard] = {
             summary="logistic regression on mean and spread of the patches",
             source="baseline",
             gradient=False,
+            loader="zoo.heads.logistic:load",
+        ),
+        HeadCard(
+            name="svm",
+            target="zoo.heads.svm:SVM",
+            summary="RBF support vector machine on mean, spread and extremes, calibrated",
+            source="Cortes & Vapnik 1995; Platt 1999",
+            gradient=False,
+            loader="zoo.heads.svm:load",
+        ),
+        HeadCard(
+            name="knn",
+            target="zoo.heads.neighbours:Neighbours",
+            summary="nearest training bags by mean and spread of the patches",
+            source="baseline",
+            gradient=False,
+            loader="zoo.heads.neighbours:load",
+        ),
+        HeadCard(
+            name="extra-trees",
+            target="zoo.heads.forest:ExtraTrees",
+            summary="extremely randomised trees on mean, spread and extremes",
+            source="Geurts et al. 2006",
+            gradient=False,
+            loader="zoo.heads.forest:load",
         ),
         HeadCard(
             name="lightgbm",
@@ -155,6 +191,8 @@ HEADS: dict[str, HeadCard] = {
             summary="gradient-boosted trees on mean, spread and extremes of the patches",
             source="Ke et al. 2017",
             gradient=False,
+            loader="zoo.heads.boosted:load",
+            stored="json",
         ),
     )
 }
@@ -221,25 +259,21 @@ def load_head(path: str | os.PathLike[str]) -> Head:
     """
     from zoo.heads import storage
 
-    if os.fspath(path).endswith(".json"):
-        document = storage.read_json(path)
-        common = _common(path, document)
-        if common["spec"].name != "lightgbm":
-            raise RunError(f"{path}: head {common['spec'].name} is not kept as JSON")
-        from zoo.heads.boosted import load as load_boosted
-
-        return load_boosted(path, common, document)
-    document, arrays = storage.read_arrays(path)
+    as_json = os.fspath(path).endswith(".json")
+    content: Any
+    if as_json:
+        document = content = storage.read_json(path)
+    else:
+        document, content = storage.read_arrays(path)
     common = _common(path, document)
-    if common["spec"].name == "lightgbm":
-        raise RunError(f"{path}: head lightgbm is not kept as safetensors")
-    if HEADS[common["spec"].name].gradient:
-        from zoo.heads.neural import load as load_torch
-
-        return load_torch(path, common, arrays)
-    from zoo.heads.logistic import load as load_logistic
-
-    return load_logistic(path, common, arrays)
+    card = HEADS[common["spec"].name]
+    if (card.stored == "json") != as_json:
+        raise RunError(
+            f"{path}: head {card.name} is not kept as {'JSON' if as_json else 'safetensors'}"
+        )
+    module, _, function = card.loader.partition(":")
+    head: Head = getattr(importlib.import_module(module), function)(path, common, content)
+    return head
 
 
 def _common(path: str | os.PathLike[str], document: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from zoo.errors import RecipeError
 from zoo.heads import storage
 from zoo.heads.base import Head, Standardiser
-from zoo.heads.pooled import STATISTICS, EstimatorSpec, bag_weights, pool, score_row
+from zoo.heads.pooled import STATISTICS, EstimatorSpec, bag_weights, pool_bags, score_row
 from zoo.settings import names, number, whole
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Logistic(EstimatorSpec):
         threads: int,
     ) -> LogisticHead:
         del device, threads
-        columns = pool(bags.embedding, bags.offset, self.statistics)
+        columns = pool_bags(bags, self.statistics)
         standardiser = Standardiser.learn(columns)
         coefficients, intercepts = self._solve(
             standardiser(columns).astype(np.float64), bags.labels, recipe, len(bags.classes)
@@ -121,7 +121,7 @@ class LogisticHead(Head):
     """``(class,)``."""
 
     def _predict(self, bags: Bags) -> NDArray[np.float64]:
-        columns = pool(bags.embedding, bags.offset, self.spec.statistics)
+        columns = pool_bags(bags, self.spec.statistics)
         logits = self.standardiser(columns).astype(np.float64) @ self.coefficients.T
         logits += self.intercepts
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))

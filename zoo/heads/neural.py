@@ -15,11 +15,12 @@ from zoo.errors import RecipeError
 from zoo.heads import storage
 from zoo.heads.base import Head, HeadSpec, Standardiser
 from zoo.settings import flag
-from zoo.training.batches import Batches, arrange
+from zoo.training.batches import Batches, StoredRows, arrange, arrange_stored
 from zoo.training.loop import BagModule, train
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -41,8 +42,7 @@ class AttentionModule(BagModule):
 
     def attention(self, x: Tensor, mask: Tensor, coords: Tensor | None = None) -> Tensor:
         """Map padded bags, as in :meth:`forward`, to weights ``(bag, patch)``, 0 on padding."""
-        del coords
-        return self.weights(*self.cleaned(x, mask))
+        return self.weights(*self.cleaned(x, mask, coords))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,18 +83,25 @@ class TorchSpec(HeadSpec):
         del threads  # the limit around this call is all a torch head needs
         where = _device(device)
         standardiser = (
-            Standardiser.learn(bags.embedding)
+            Standardiser.learn_parts(lambda: (block.embedding for block in bags.blocks()))
             if self.standardise
             else Standardiser.idle(bags.n_features)
         )
-        batches = _batches(standardiser, bags, where, patchwise=self.trains_on_patches)
-        watched = None if validation is None else _batches(standardiser, validation, where)
         with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
             # torch.manual_seed would seed every other device too, which nobody restores.
             torch.default_generator.manual_seed(seed)
             if where.type == "cuda":
                 torch.cuda.manual_seed(seed)
             module = self.build(bags.n_features, len(bags.classes)).to(where)
+            places = _uses_coords(module)
+            batches = _batches(
+                standardiser, bags, where, coords=places, patchwise=self.trains_on_patches
+            )
+            watched = (
+                None
+                if validation is None
+                else _batches(standardiser, validation, where, coords=places)
+            )
             history = train(module, batches, watched, recipe=recipe, n_classes=len(bags.classes))
         return TorchHead(
             spec=self,
@@ -117,15 +124,38 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if use_gpu else _CPU
 
 
+def _uses_coords(module: BagModule) -> bool:
+    return bool(getattr(module, "uses_coords", False))
+
+
 def _batches(
-    standardiser: Standardiser, bags: Bags, device: torch.device, *, patchwise: bool = False
+    standardiser: Standardiser,
+    bags: Bags,
+    device: torch.device,
+    *,
+    coords: bool,
+    patchwise: bool = False,
 ) -> Batches:
-    """Standardise and arrange bags; ``patchwise`` makes each patch a bag of its image's label."""
-    lengths, labels = bags.lengths, bags.labels
+    """Standardise and arrange bags; ``patchwise`` makes each patch a bag of its image's label.
+
+    Bags that are mapped stay where they are, and every batch reads its own rows.
+    """
+    lengths, labels, starts = bags.lengths, bags.labels, bags.starts
     if patchwise:
+        starts = np.arange(lengths.sum()) + np.repeat(starts - bags.offset[:-1], lengths)
         labels = np.repeat(labels, lengths)
         lengths = np.ones(len(labels), np.int64)
-    return arrange(standardiser(bags.embedding), lengths, labels, device=device)
+    if bags.folder is None:
+        places = bags.coords if coords else None
+        rows = standardiser(bags.embedding)
+        return arrange(rows, lengths, labels, device=device, coords=places)
+    return arrange_stored(
+        StoredRows(bags.table.embedding, device=device, prepare=standardiser),
+        starts,
+        lengths,
+        labels,
+        coords=StoredRows(bags.table.coords, device=device) if coords else None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -137,9 +167,14 @@ class TorchHead(Head):
     standardiser: Standardiser
     """What embeddings go through first."""
 
+    def steps(self, bags: Bags) -> Iterator[tuple[Tensor, Layout]]:
+        """Give standardised rows and their layouts, all bags in order, a few at once."""
+        coords = _uses_coords(self.module)
+        return _batches(self.standardiser, bags, _CPU, coords=coords).in_order()
+
     @torch.inference_mode()
     def _predict(self, bags: Bags) -> NDArray[np.float64]:
-        steps = _batches(self.standardiser, bags, _CPU).in_order()
+        steps = self.steps(bags)
         logits = torch.cat([self.module.logits(*step) for step in steps])
         probabilities: NDArray[np.float64] = logits.double().softmax(dim=1).numpy()
         return probabilities
@@ -148,7 +183,7 @@ class TorchHead(Head):
     def _attention(self, bags: Bags) -> list[NDArray[np.float64]]:
         if not isinstance(self.module, AttentionModule):
             return Head._attention(self, bags)  # noqa: SLF001 (our parent's)
-        steps = _batches(self.standardiser, bags, _CPU).in_order()
+        steps = self.steps(bags)
         flat = np.concatenate(
             [
                 layout.real(self.module.weights(rows, layout)).double().numpy()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from zoo.heads.base import Head
     from zoo.recipes import Recipe
 
-__all__ = ["STATISTICS", "EstimatorSpec", "bag_weights", "pool", "score_row"]
+__all__ = ["STATISTICS", "EstimatorSpec", "bag_weights", "pool", "pool_bags", "score_row"]
 
 STATISTICS = ("mean", "sd", "min", "max", "q10", "q25", "q50", "q75", "q90")
 """Names of the known statistics."""
@@ -78,6 +78,12 @@ def pool(
         else:
             columns.append(_quantile(rows, offset, int(name[1:]) / 100))
     return np.concatenate(columns, axis=1)
+
+
+def pool_bags(bags: Bags, statistics: tuple[str, ...]) -> NDArray[np.float64]:
+    """Describe each bag as :func:`pool` does; rows that are mapped are read part by part."""
+    parts = [pool(block.embedding, block.offset, statistics) for block in bags.blocks()]
+    return np.concatenate(parts)
 
 
 def _quantile(

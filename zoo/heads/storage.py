@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["check_arrays", "read_arrays", "read_json", "write_arrays", "write_json"]
+__all__ = ["check_arrays", "class_codes", "read_arrays", "read_json", "write_arrays", "write_json"]
 
 _FORMAT = 1
 _KIND = "zoo.head"
@@ -129,3 +129,20 @@ def check_arrays(
             name for name in {*found, *shapes} if found.get(name) != shapes.get(name)
         )
         raise RunError(f"{path}: arrays do not fit the head's settings: {', '.join(differing[:3])}")
+
+
+def class_codes(
+    path: str | os.PathLike[str], found: NDArray[Any] | None, n_classes: int
+) -> NDArray[np.int64]:
+    """Read which classes a head was fitted to, ``(class,)``, two at least and rising.
+
+    Raises
+    ------
+    RunError
+        If they are missing or are no such list.
+    """
+    codes = np.empty(0) if found is None else found
+    whole = codes.ndim == 1 and len(codes) >= 2 and (codes == np.floor(codes)).all()
+    if not whole or codes.min() < 0 or codes.max() >= n_classes or (np.diff(codes) <= 0).any():
+        raise RunError(f"{path}: 'present' must list some of {n_classes} classes: file is damaged")
+    return codes.astype(np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,19 +12,29 @@ from torch import Tensor
 from zoo.training.layout import Layout, Packed, Padded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
     from zoo.recipes import Recipe
 
-__all__ = ["Batches", "PackedBatches", "PaddedBatches", "arrange", "keep_patches"]
+__all__ = [
+    "Batches",
+    "PackedBatches",
+    "PaddedBatches",
+    "StoredPaddedBatches",
+    "StoredRows",
+    "arrange",
+    "arrange_stored",
+    "keep_patches",
+]
 
 _WASTE = 1.25
 """Bags are padded while that makes at most this many times the rows, and packed beyond."""
 
-_ROWS_AT_ONCE = 16_384
-"""Rows of one prediction step: enough to keep the cores busy, little enough for any memory."""
+_ROWS_AT_ONCE, _VALUES_AT_ONCE = 16_384, 2**22
+"""Rows, and values in them, of one prediction step: enough to keep the cores busy, little enough
+for any memory."""
 
 
 def keep_patches(lengths: Tensor, width: int, *, share: float, least: int) -> Tensor:
@@ -55,6 +65,40 @@ def keep_patches(lengths: Tensor, width: int, *, share: float, least: int) -> Te
     return real & (scores >= floor.clamp_max(share))
 
 
+class StoredRows:
+    """Rows that stay in a mapped file until a batch asks for them.
+
+    Parameters
+    ----------
+    array
+        ``(row, column)``, mapped; never changed.
+    device
+        Where what is taken shall lie.
+    prepare
+        What taken rows go through, ``(row, column)`` → float32; only the type is changed where
+        left out.
+    """
+
+    def __init__(
+        self,
+        array: NDArray[Any],
+        *,
+        device: torch.device,
+        prepare: Callable[[NDArray[Any]], NDArray[np.float32]] | None = None,
+    ) -> None:
+        self.device = device
+        self.shape = array.shape
+        self._array, self._prepare = array, prepare
+
+    def index_select(self, dim: int, where: Tensor) -> Tensor:
+        """Read the rows ``where``, ``(row, column)`` float32; ``dim`` is 0, as torch has it."""
+        found = self._array.take(where.cpu().numpy(), axis=dim)
+        ready = (
+            found.astype(np.float32, copy=False) if self._prepare is None else self._prepare(found)
+        )
+        return torch.from_numpy(ready).to(self.device)
+
+
 class Batches(ABC):
     """Bags on one device, from which any batch is taken by index.
 
@@ -66,12 +110,21 @@ class Batches(ABC):
         ``(bag,)`` int64, patches per bag.
     labels
         ``(bag,)`` int64.
+    coords
+        Where patches lie, ``(patch, 2)`` float32; layouts have none where left out.
     """
 
-    def __init__(self, rows: Tensor, lengths: Tensor, labels: Tensor) -> None:
+    def __init__(
+        self,
+        rows: Tensor | StoredRows,
+        lengths: Tensor,
+        labels: Tensor,
+        coords: Tensor | StoredRows | None = None,
+    ) -> None:
         self.rows = rows
         self.lengths = lengths
         self.labels = labels
+        self.coords = coords
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -91,8 +144,9 @@ class Batches(ABC):
     def in_order(self) -> Iterator[tuple[Tensor, Layout]]:
         """Give all bags in their order, in steps of bounded size."""
         start, rows = 0, 0
+        most = min(_ROWS_AT_ONCE, _VALUES_AT_ONCE // self.rows.shape[1])
         for bag, length in enumerate(self.lengths.tolist()):
-            if rows and rows + length > _ROWS_AT_ONCE:
+            if rows and rows + length > most:
                 yield self.take(torch.arange(start, bag, device=self.rows.device))
                 start, rows = bag, 0
             rows += length
@@ -103,63 +157,121 @@ class Batches(ABC):
 class PaddedBatches(Batches):
     """All bags as one padded array ``(bag, patch, feature)``: a batch is one indexing."""
 
-    def __init__(self, rows: Tensor, lengths: Tensor, labels: Tensor) -> None:
-        super().__init__(rows, lengths, labels)
-        width = int(lengths.max())
-        self._mask = torch.arange(width, device=rows.device) < lengths.unsqueeze(1)
-        if bool(self._mask.all()):
-            self._padded = rows.view(len(lengths), width, rows.shape[-1])
-        else:
-            self._padded = rows.new_zeros(len(lengths), width, rows.shape[-1])
-            self._padded[self._mask] = rows
+    def __init__(
+        self, rows: Tensor, lengths: Tensor, labels: Tensor, coords: Tensor | None = None
+    ) -> None:
+        super().__init__(rows, lengths, labels, coords)
+        self._mask = _mask(lengths, int(lengths.max()))
+        self._padded = _padded(rows, self._mask)
+        self._places = None if coords is None else _padded(coords, self._mask)
 
     def take(self, index: Tensor, *, recipe: Recipe | None = None) -> tuple[Tensor, Layout]:
         """Give rows ``(bag, patch, feature)`` and a :class:`Padded` layout."""
         rows, mask = self._padded.index_select(0, index), self._mask.index_select(0, index)
-        if recipe is not None:
-            if recipe.patch_dropout:
-                mask = keep_patches(
-                    self.lengths.index_select(0, index),
-                    mask.shape[1],
-                    share=recipe.patch_dropout,
-                    least=recipe.min_patches,
-                )
-            rows = _noisy(rows, recipe.embedding_noise)
-        return rows, Padded(mask)
+        places = None if self._places is None else self._places.index_select(0, index)
+        return _finish_padded(rows, mask, places, self.lengths.index_select(0, index), recipe)
 
 
 class PackedBatches(Batches):
-    """All bags one after the other: a batch gathers their rows, and nothing is padding."""
+    """All bags one after the other: a batch gathers their rows, and nothing is padding.
 
-    def __init__(self, rows: Tensor, lengths: Tensor, labels: Tensor) -> None:
-        super().__init__(rows, lengths, labels)
-        self._starts = lengths.cumsum(0) - lengths
+    Parameters
+    ----------
+    rows, lengths, labels, coords
+        As of :class:`Batches`; rows and coords may be :class:`StoredRows`.
+    starts
+        ``(bag,)`` int64, first row of each bag; one bag after the other where left out.
+    """
+
+    def __init__(
+        self,
+        rows: Tensor | StoredRows,
+        lengths: Tensor,
+        labels: Tensor,
+        coords: Tensor | StoredRows | None = None,
+        *,
+        starts: Tensor | None = None,
+    ) -> None:
+        super().__init__(rows, lengths, labels, coords)
+        self._starts = lengths.cumsum(0) - lengths if starts is None else starts
 
     def take(self, index: Tensor, *, recipe: Recipe | None = None) -> tuple[Tensor, Layout]:
         """Give rows ``(row, feature)`` and a :class:`Packed` layout."""
         starts, lengths = self._starts[index], self.lengths[index]
         if recipe is not None and recipe.patch_dropout:
-            keep = keep_patches(
-                lengths,
-                int(lengths.max()),
-                share=recipe.patch_dropout,
-                least=recipe.min_patches,
-            )
+            keep = _kept(lengths, int(lengths.max()), recipe)
             bag, patch = keep.nonzero(as_tuple=True)
             where, lengths = starts[bag] + patch, keep.sum(dim=1)
         else:
-            # Row k of a bag lies at its start + k: repeat what each bag adds to a running count.
-            shift = starts - (lengths.cumsum(0) - lengths)
-            shifts = shift.repeat_interleave(lengths)
-            where = torch.arange(len(shifts), device=shifts.device) + shifts
-        rows = self.rows.index_select(0, where)
+            where = _where(starts, lengths)
+        rows, places = self._gather(where)
         if recipe is not None:
             rows = _noisy(rows, recipe.embedding_noise)
-        return rows, Packed(lengths)
+        return rows, Packed(lengths, places)
+
+    def _gather(self, where: Tensor) -> tuple[Tensor, Tensor | None]:
+        places = None if self.coords is None else self.coords.index_select(0, where)
+        return self.rows.index_select(0, where), places
+
+
+class StoredPaddedBatches(PackedBatches):
+    """Bags of like size whose rows stay in a mapped file: each batch is padded when it is read.
+
+    It gives the very numbers that :class:`PaddedBatches` gives.
+    """
+
+    def take(self, index: Tensor, *, recipe: Recipe | None = None) -> tuple[Tensor, Layout]:
+        """Give rows ``(bag, patch, feature)`` and a :class:`Padded` layout."""
+        starts, lengths = self._starts[index], self.lengths[index]
+        rows, places = self._gather(_where(starts, lengths))
+        mask = _mask(lengths, int(self.lengths.max()))
+        padded = None if places is None else _padded(places, mask)
+        return _finish_padded(_padded(rows, mask), mask, padded, lengths, recipe)
+
+
+def _where(starts: Tensor, lengths: Tensor) -> Tensor:
+    """List the rows of bags, ``(row,)``: row k of a bag lies at its start + k."""
+    # Repeat what each bag adds to a running count.
+    shifts = (starts - (lengths.cumsum(0) - lengths)).repeat_interleave(lengths)
+    return torch.arange(len(shifts), device=shifts.device) + shifts
+
+
+def _mask(lengths: Tensor, width: int) -> Tensor:
+    """Tell what is real, ``(bag, width)`` bool."""
+    return torch.arange(width, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def _padded(rows: Tensor, mask: Tensor) -> Tensor:
+    """Lay ``(row, column)`` out as ``(bag, patch, column)``, zeros on padding."""
+    if bool(mask.all()):
+        return rows.view(*mask.shape, rows.shape[-1])
+    padded = rows.new_zeros(*mask.shape, rows.shape[-1])
+    padded[mask] = rows
+    return padded
+
+
+def _kept(lengths: Tensor, width: int, recipe: Recipe) -> Tensor:
+    return keep_patches(lengths, width, share=recipe.patch_dropout, least=recipe.min_patches)
+
+
+def _finish_padded(
+    rows: Tensor, mask: Tensor, places: Tensor | None, lengths: Tensor, recipe: Recipe | None
+) -> tuple[Tensor, Layout]:
+    """Leave patches out and add noise while training."""
+    if recipe is not None:
+        if recipe.patch_dropout:
+            mask = _kept(lengths, mask.shape[1], recipe)
+        rows = _noisy(rows, recipe.embedding_noise)
+    return rows, Padded(mask, places)
 
 
 def _noisy(rows: Tensor, scale: float) -> Tensor:
     return rows + scale * torch.randn_like(rows) if scale else rows
+
+
+def _like_sized(lengths: NDArray[np.int64]) -> bool:
+    """Whether padding costs little; both layouts give the same numbers."""
+    return len(lengths) * int(lengths.max()) <= _WASTE * int(lengths.sum())
 
 
 def arrange(
@@ -168,6 +280,7 @@ def arrange(
     labels: NDArray[np.int64],
     *,
     device: torch.device,
+    coords: NDArray[Any] | None = None,
 ) -> Batches:
     """Hold bags ready in the layout that suits them: padded when of like size, else packed.
 
@@ -184,12 +297,41 @@ def arrange(
         ``(bag,)``.
     device
         Where the arrays shall lie.
+    coords
+        ``(patch, 2)``, for heads that use them: layouts then have them as float32.
     """
-    like_sized = len(lengths) * int(lengths.max()) <= _WASTE * len(rows)
-    cls = PaddedBatches if like_sized else PackedBatches
+    cls = PaddedBatches if _like_sized(lengths) else PackedBatches
     embedding = torch.from_numpy(np.require(rows, np.float32, ["C", "W"])).to(device)
-    return cls(
-        embedding,
-        torch.from_numpy(np.array(lengths, dtype=np.int64)).to(device),
-        torch.from_numpy(np.array(labels, dtype=np.int64)).to(device),
-    )
+    places = None if coords is None else torch.from_numpy(np.array(coords, np.float32)).to(device)
+    return cls(embedding, _whole(lengths, device), _whole(labels, device), places)
+
+
+def arrange_stored(
+    rows: StoredRows,
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    *,
+    coords: StoredRows | None = None,
+) -> Batches:
+    """Do as :func:`arrange`, but leave the rows where they are: a batch reads its own.
+
+    The batches are the same, number by number, as if the rows lay in memory.
+
+    Parameters
+    ----------
+    rows, coords
+        Of a mapped file.
+    starts
+        ``(bag,)``, first row of each bag in the file.
+    lengths, labels
+        ``(bag,)``.
+    """
+    cls = StoredPaddedBatches if _like_sized(lengths) else PackedBatches
+    first = _whole(starts, rows.device)
+    of_bags = (_whole(lengths, rows.device), _whole(labels, rows.device))
+    return cls(rows, *of_bags, coords, starts=first)
+
+
+def _whole(numbers: NDArray[np.int64], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.array(numbers, dtype=np.int64)).to(device)

@@ -23,6 +23,13 @@ __all__ = ["Layout", "Packed", "Padded"]
 class Layout(Protocol):
     """Which row belongs to which bag."""
 
+    @property
+    def coords(self) -> Tensor | None:
+        """Where patches lie, x then y, float32, in the order of the rows; None where not asked for.
+
+        ``(row, 2)`` or ``(bag, patch, 2)``, level-0 pixels, zeros on padding.
+        """
+
     def softmax(self, scores: Tensor) -> Tensor:
         """Turn scores, one per row, into weights that sum to 1 over each bag's real rows."""
 
@@ -55,12 +62,15 @@ class Padded:
     ----------
     mask
         ``(bag, patch)`` bool, True where a patch is real; at least one per bag.
+    coords
+        ``(bag, patch, 2)`` float32, where patches lie.
     """
 
-    __slots__ = ("mask",)
+    __slots__ = ("coords", "mask")
 
-    def __init__(self, mask: Tensor) -> None:
+    def __init__(self, mask: Tensor, coords: Tensor | None = None) -> None:
         self.mask = mask
+        self.coords = coords
 
     def softmax(self, scores: Tensor) -> Tensor:
         """Turn scores ``(bag, patch)`` into weights ``(bag, patch)``, 0 on padding."""
@@ -100,12 +110,15 @@ class Packed:
     ----------
     lengths
         ``(bag,)`` int64, rows per bag; at least one each.
+    coords
+        ``(row, 2)`` float32, where patches lie.
     """
 
-    __slots__ = ("bag", "lengths")
+    __slots__ = ("bag", "coords", "lengths")
 
-    def __init__(self, lengths: Tensor) -> None:
+    def __init__(self, lengths: Tensor, coords: Tensor | None = None) -> None:
         self.lengths = lengths
+        self.coords = coords
         bags = torch.arange(len(lengths), device=lengths.device)
         self.bag = bags.repeat_interleave(lengths)  # (row,)
 

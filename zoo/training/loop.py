@@ -34,7 +34,21 @@ logger = logging.getLogger(__name__)
 
 
 class BagModule(nn.Module, ABC):
-    """A head's network: patches of bags in, one row of logits per bag out."""
+    """A head's network: patches of bags in, one row of logits per bag out.
+
+    A network whose parameters learn on two levels names those of the outer one in
+    ``outer_parameters``: they step on bags held out of the inner level (see :class:`Outer`).
+    """
+
+    held_out: float = 0.0
+    """Share of the training bags for the outer level."""
+    outer_rate: float = 1.0
+    """Its learning rate, as a multiple of the recipe's."""
+
+    @property
+    def outer_parameters(self) -> list[nn.Parameter]:
+        """What learns on held-out bags; nothing as a rule."""
+        return []
 
     @abstractmethod
     def logits(self, rows: Tensor, layout: Layout) -> Tensor:
@@ -59,15 +73,16 @@ class BagModule(nn.Module, ABC):
         is real, ``coords (bag, patch, 2)``, which heads without positions ignore, →
         ``(bag, class)``. What stands in the padding never matters.
         """
-        del coords
-        return self.logits(*self.cleaned(x, mask))
+        return self.logits(*self.cleaned(x, mask, coords))
 
     @staticmethod
-    def cleaned(x: Tensor, mask: Tensor) -> tuple[Tensor, Padded]:
+    def cleaned(x: Tensor, mask: Tensor, coords: Tensor | None = None) -> tuple[Tensor, Padded]:
         """Put zeros where padding may hold anything, infinities included."""
         if not bool(mask.any(dim=1).all()):
             raise EmptyBag("a bag without any patch has no prediction: leave it out")
-        return x.masked_fill(~mask.unsqueeze(-1), 0.0), Padded(mask)
+        hidden = ~mask.unsqueeze(-1)
+        places = None if coords is None else coords.masked_fill(hidden, 0.0)
+        return x.masked_fill(hidden, 0.0), Padded(mask, places)
 
 
 class _Keeper:
@@ -142,13 +157,15 @@ def train(
         If the loss stops being finite.
     """
     loss = Loss(recipe, bags.labels, n_classes)
-    optimiser = make_optimiser(recipe, module.parameters())
+    outer = Outer.of(module, bags, recipe) if module.outer_parameters else None
+    taught = torch.arange(len(bags)) if outer is None else outer.taught
+    optimiser = make_optimiser(recipe, _inner_parameters(module))
     rates, keeper = Rates(recipe, optimiser), _Keeper(recipe)
     average = WeightAverage(recipe.ema_decay)
-    step = _Step(module, recipe, loss, optimiser, average, n_classes)
+    step = _Step(module, recipe, loss, optimiser, average, outer, n_classes)
     history: list[dict[str, Any]] = []
     for epoch in range(1, recipe.epochs + 1):
-        seen = _one_epoch(step, bags, rates, epoch)
+        seen = _one_epoch(step, bags, taught.to(bags.labels.device), rates, epoch)
         if recipe.swa_start is not None and epoch > recipe.swa_start * recipe.epochs:
             average.add(module)
         judged = module
@@ -168,6 +185,47 @@ def train(
     return history
 
 
+def _inner_parameters(module: BagModule) -> list[nn.Parameter]:
+    outer = set(map(id, module.outer_parameters))
+    return [weight for weight in module.parameters() if id(weight) not in outer]
+
+
+@dataclass(frozen=True, slots=True)
+class Outer:
+    """The outer level of a bilevel training: its own steps on bags of its own.
+
+    After each step of the inner level its parameters take one step down the loss of a batch
+    of held-out bags, with the inner level as it stands: the first-order approximation, which
+    leaves out how the inner optimum would move (Liu et al. 2019, DARTS, eq. 7 with ξ = 0).
+    """
+
+    optimiser: torch.optim.Optimizer
+    taught: Tensor
+    """``(bag,)``, bags of the inner level."""
+    held: Tensor
+    """``(bag,)``, bags of the outer level."""
+
+    @classmethod
+    def of(cls, module: BagModule, bags: Batches, recipe: Recipe) -> Outer:
+        """Hold out bags of every class that has two or more."""
+        labels = bags.labels.cpu()
+        held = []
+        for label in labels.unique(sorted=True):  # type: ignore[no-untyped-call]
+            of_class = (labels == label).nonzero().squeeze(1)
+            count = min(max(1, round(module.held_out * len(of_class))), len(of_class) - 1)
+            held.append(of_class[torch.randperm(len(of_class))[:count]])
+        outer = torch.cat(held).sort().values
+        taught = torch.ones(len(labels), dtype=torch.bool).index_fill(0, outer, value=False)
+        optimiser = torch.optim.Adam(
+            module.outer_parameters, lr=recipe.lr * module.outer_rate, betas=(0.5, 0.999)
+        )
+        return cls(optimiser, taught.nonzero().squeeze(1), outer)
+
+    def draw(self, size: int, device: torch.device) -> Tensor:
+        """Draw a batch of held-out bags."""
+        return self.held[torch.randperm(len(self.held))[:size]].to(device)
+
+
 @dataclass(frozen=True, slots=True)
 class _Step:
     """One step of training, and all it needs."""
@@ -177,18 +235,28 @@ class _Step:
     loss: Loss
     optimiser: torch.optim.Optimizer
     average: WeightAverage
+    outer: Outer | None
     n_classes: int
 
     def take(self, bags: Batches, index: Tensor) -> Pass:
-        """Step on the bags ``index``."""
-        value = self._forward(*bags.take(index, recipe=self.recipe), bags.labels[index])
-        self.optimiser.zero_grad(set_to_none=True)
-        value.loss.backward()  # type: ignore[no-untyped-call]
-        if self.recipe.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.gradient_clip)
-        self.optimiser.step()
+        """Step on the bags ``index``, and on held-out ones where there is an outer level."""
+        value = self._down(self.optimiser, bags, index)
+        if self.outer is not None and len(self.outer.held):
+            held = self.outer.draw(self.recipe.batch_size, index.device)
+            self._down(self.outer.optimiser, bags, held)
         if self.recipe.ema_decay is not None:
             self.average.add(self.module)
+        return value
+
+    def _down(self, optimiser: torch.optim.Optimizer, bags: Batches, index: Tensor) -> Pass:
+        """Step down the loss of some bags with the parameters of one optimiser."""
+        value = self._forward(*bags.take(index, recipe=self.recipe), bags.labels[index])
+        self.module.zero_grad(set_to_none=True)
+        value.loss.backward()  # type: ignore[no-untyped-call]
+        if self.recipe.gradient_clip is not None:
+            own = [weight for group in optimiser.param_groups for weight in group["params"]]
+            nn.utils.clip_grad_norm_(own, self.recipe.gradient_clip)
+        optimiser.step()
         return Pass(value.logits.detach(), value.loss.detach())
 
     def _forward(self, rows: Tensor, layout: Layout, target: Tensor) -> Pass:
@@ -210,25 +278,27 @@ class _Step:
         return rows, mixed, mix_targets(target, partner, share, self.n_classes)
 
 
-def _order(bags: Batches, recipe: Recipe, n_classes: int) -> Tensor:
-    """Choose the bags of an epoch, ``(bag,)``."""
+def _order(labels: Tensor, recipe: Recipe, n_classes: int) -> Tensor:
+    """Choose the bags of an epoch, ``(bag,)``, by the labels of all."""
     if recipe.sampler == "shuffle":
-        return torch.randperm(len(bags), device=bags.rows.device)
-    weights = balanced_weights(bags.labels, n_classes)[bags.labels]
-    return torch.multinomial(weights, len(bags), replacement=True)
+        return torch.randperm(len(labels), device=labels.device)
+    weights = balanced_weights(labels, n_classes)[labels]
+    return torch.multinomial(weights, len(labels), replacement=True)
 
 
-def _one_epoch(step: _Step, bags: Batches, rates: Rates, epoch: int) -> dict[str, float]:
-    """Step once through all bags; give loss and scores of the training passes."""
+def _one_epoch(
+    step: _Step, bags: Batches, taught: Tensor, rates: Rates, epoch: int
+) -> dict[str, float]:
+    """Step once through the bags ``taught``; give loss and scores of the training passes."""
     step.module.train()
-    order = _order(bags, step.recipe, step.n_classes)
+    order = taught[_order(bags.labels[taught], step.recipe, step.n_classes)]
     batches = torch.split(order, step.recipe.batch_size)
     passes = []
     for number, index in enumerate(batches):
         rates.begin((epoch - 1 + number / len(batches)) / step.recipe.epochs)
         passes.append(step.take(bags, index))
     sizes = torch.tensor([len(index) for index in batches], device=order.device)
-    total = float((torch.stack([one.loss for one in passes]) * sizes).sum()) / len(bags)
+    total = float((torch.stack([one.loss for one in passes]) * sizes).sum()) / len(order)
     if not math.isfinite(total):
         raise RecipeError(
             f"training diverged in epoch {epoch} (loss is {total}): lower lr (it is "

@@ -1,0 +1,134 @@
+"""Nearest neighbours on pooled statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from zoo.heads import storage
+from zoo.heads.base import Head, Standardiser
+from zoo.heads.pooled import STATISTICS, EstimatorSpec, bag_weights, pool_bags, score_row
+from zoo.settings import choice, names, whole
+
+if TYPE_CHECKING:
+    import os
+
+    from numpy.typing import NDArray
+
+    from zoo.bags import Bags
+    from zoo.recipes import Recipe
+
+__all__ = ["Neighbours", "NeighboursHead", "load"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Neighbours(EstimatorSpec):
+    """The share of each class among the nearest training bags.
+
+    Every class starts with a tenth of a vote, so that no probability is 0 or 1 for want of
+    neighbours (Laplace's rule with a small weight).
+    """
+
+    name: ClassVar[str] = "knn"
+
+    statistics: tuple[str, ...] = names(
+        ("mean", "sd"), "what describes a bag's patches", among=STATISTICS
+    )
+    n_neighbours: int = whole(10, "training bags that vote", low=1, high=100_000)
+    metric: str = choice(
+        "cosine", "how far two standardised descriptions are apart", among=("cosine", "euclidean")
+    )
+
+    @property
+    def pooled(self) -> tuple[str, ...]:
+        """Names of the statistics."""
+        return self.statistics
+
+    def _fit(
+        self,
+        bags: Bags,
+        validation: Bags | None,
+        recipe: Recipe,
+        *,
+        seed: int,
+        device: str,
+        threads: int,
+    ) -> NeighboursHead:
+        del device, threads
+        columns = pool_bags(bags, self.statistics)
+        standardiser = Standardiser.learn(columns)
+        votes = np.eye(len(bags.classes))[bags.labels] * bag_weights(bags.labels, recipe)[:, None]
+        head = NeighboursHead(
+            spec=self,
+            recipe=recipe,
+            seed=seed,
+            classes=bags.classes,
+            n_features=bags.n_features,
+            standardiser=standardiser,
+            columns=standardiser(columns),
+            votes=votes,
+        )
+        return dataclasses.replace(head, history=(score_row(head, bags, validation),))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class NeighboursHead(Head):
+    """The training bags' descriptions and votes."""
+
+    spec: Neighbours
+    """What was fitted."""
+    standardiser: Standardiser
+    """Shift and scale of the pooled columns."""
+    columns: NDArray[np.float32]
+    """``(training bag, column)``."""
+    votes: NDArray[np.float64]
+    """``(training bag, class)``, one value per row above 0."""
+
+    def _predict(self, bags: Bags) -> NDArray[np.float64]:
+        from scipy.spatial.distance import cdist
+
+        x = self.standardiser(pool_bags(bags, self.spec.statistics)).astype(np.float64)
+        apart = cdist(x, self.columns.astype(np.float64), self.spec.metric)
+        # A description of zeros alone has no direction: it is as far from all.
+        apart = np.where(np.isfinite(apart), apart, np.inf)
+        k = min(self.spec.n_neighbours, len(self.columns))
+        nearest = np.argsort(apart, axis=1, kind="stable")[:, :k]
+        votes = self.votes[nearest].sum(axis=1) + 0.1
+        probabilities: NDArray[np.float64] = votes / votes.sum(axis=1, keepdims=True)
+        return probabilities
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything learned as one safetensors file."""
+        arrays: dict[str, NDArray[Any]] = {
+            "columns": self.columns,
+            "votes": self.votes,
+            "standardise.mean": self.standardiser.mean,
+            "standardise.scale": self.standardiser.scale,
+        }
+        storage.write_arrays(path, self.document(), arrays)
+
+
+def load(
+    path: str | os.PathLike[str], common: dict[str, Any], arrays: dict[str, NDArray[Any]]
+) -> NeighboursHead:
+    """Build the head whose arrays were read; see :func:`zoo.heads.neural.load`."""
+    n_columns = common["n_features"] * len(common["spec"].statistics)
+    n_bags = len(arrays["columns"]) if "columns" in arrays else 0
+    shapes: dict[str, tuple[int, ...]] = {
+        "columns": (n_bags, n_columns),
+        "votes": (n_bags, len(common["classes"])),
+        "standardise.mean": (n_columns,),
+        "standardise.scale": (n_columns,),
+    }
+    storage.check_arrays(path, arrays, shapes)
+    return NeighboursHead(
+        **common,
+        standardiser=Standardiser(
+            mean=arrays["standardise.mean"], scale=arrays["standardise.scale"]
+        ),
+        columns=arrays["columns"],
+        votes=arrays["votes"],
+    )
