@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 JOBS   ?= 2
 
-.PHONY: help demo test check bench-smoke setup clean
+.PHONY: help demo test test-newest check bench-smoke setup clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -30,6 +30,9 @@ check: $(READY)  ## format, lint, types, import layers
 
 test: check  ## everything that CI checks
 	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
+
+test-newest:  ## the store with a newer Python, the newest zarr, pandas 2.3
+	JOBS=$(JOBS) .ci/test-newest
 
 bench-smoke: $(READY)  ## small benchmarks; report in benchmarks/out
 	$(BIN)/python -m benchmarks --smoke --out benchmarks/out

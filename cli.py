@@ -15,6 +15,7 @@ import sys
 import time
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +156,17 @@ def choice(name: str, among: Sequence[str], meaning: str, *, required: bool = Fa
     return click.option(name, type=click.Choice(among), help=meaning, **default)
 
 
+def weights_option(meaning: str) -> Decorator:
+    """Make the option for weights, one text for all that is given."""
+    return click.option(
+        "--weights",
+        multiple=True,
+        callback=lambda _, __, given: ",".join(given) or None,
+        metavar="[NAME=]PATH",
+        help=meaning,
+    )
+
+
 def pairs(name: str, dest: str, meaning: str) -> Decorator:
     """Make an option for ``KEY=VALUE``, as often as wanted."""
     return click.option(
@@ -244,7 +256,7 @@ def _shard(_: click.Context, __: click.Parameter, text: str) -> tuple[int, int]:
 @cohort_argument
 @store_argument
 @click.option("--encoder", default="texture", metavar="NAME", help="See: histostore encoders.")
-@click.option("--weights", metavar="PATH", help="Weights on disk, instead of a download.")
+@weights_option("Weights on disk, instead of a download; of a+b: once per member.")
 @whole("--patch-size", "Patch edge in pixels.", default=256)
 @whole("--stride", "Distance of patches in pixels; default: their edge.")
 @click.option("--mpp", type=float, help="µm per pixel of the patches; default: as the image is.")
@@ -252,7 +264,15 @@ def _shard(_: click.Context, __: click.Parameter, text: str) -> tuple[int, int]:
 @click.option("--min-tissue", default=0.1, help="Least tissue share of a patch.")
 @whole("--top-k", "Keep the N patches with most tissue.")
 @click.option("--augment", default="identity", help="Views, e.g. identity,rot90 or d4.")
-@choice("--stain", ("none",), "Stain normalisation.")
+@click.option("--min-sharpness", type=float, metavar="F", help="Least variance of the Laplacian.")
+@click.option("--min-dark-share", type=float, metavar="F", help="Least share of grey below 220.")
+@choice("--stain", ("none", "reinhard", "macenko"), "Stain normalisation.")
+@click.option(
+    "--stain-from",
+    metavar="URL",
+    callback=lambda *given: given[-1] and _absolute(*given),
+    help="Take the target from STORE[/FEATURE_SET], or a JSON file; implies --stain.",
+)
 @choice("--dtype", ("float32", "float16"), "Type of the stored embeddings.")
 @choice("--precision", ("float32", "bfloat16", "float16"), "Arithmetic of the encoder.")
 @device_option
@@ -262,9 +282,10 @@ def _shard(_: click.Context, __: click.Parameter, text: str) -> tuple[int, int]:
 @click.option("--scheduler", metavar="ADDRESS", help="A running dask.distributed scheduler.")
 @click.option("--shard", default="1/1", metavar="I/N", callback=_shard, help="Part I of N parts.")
 @whole("--limit", "The first N images only.")
+@click.option("--reembed-changed", is_flag=True, help="Embed again what has changed since.")
 @storage_option
 @json_option
-def build(cohort: str, store: str, shard: tuple[int, int], limit: int | None, workers: int | None, scheduler: str | None, storage_options: dict[str, Any], as_json: bool, **given: Any) -> int:  # fmt: skip
+def build(cohort: str, store: str, shard: tuple[int, int], limit: int | None, workers: int | None, scheduler: str | None, reembed_changed: bool, stain_from: str | None, storage_options: dict[str, Any], as_json: bool, **given: Any) -> int:  # fmt: skip
     """Embed what STORE lacks of COHORT.
 
     COHORT is a CSV or Parquet table with the columns image_id and path. Nothing is computed
@@ -272,10 +293,22 @@ def build(cohort: str, store: str, shard: tuple[int, int], limit: int | None, wo
     recorded, and the exit status is 3; the next build tries them again.
     """
     from histostore.build import build as build_store
+    from histostore.build.specify import settle_stain
     from histostore.cohort import Cohort
 
-    options = _build_options(**given)
-    images = Cohort.read(cohort, storage_options=storage_options).shard(*shard)
+    images = Cohort.read(cohort, storage_options=storage_options)
+    with _progress("measuring stain") as show:
+        options, origin = settle_stain(
+            _build_options(**given),
+            images,
+            store,
+            source=stain_from,
+            storage_options=storage_options,
+            progress=lambda done, total: show(done, total, "images"),
+        )
+    if origin:
+        click.echo(f"Note: stain target {origin}", err=True)
+    images = images.shard(*shard)
     images = images.limit(limit) if limit else images
     began = time.monotonic()
     with _progress("embedding images") as show:
@@ -293,6 +326,7 @@ def build(cohort: str, store: str, shard: tuple[int, int], limit: int | None, wo
             workers=workers,
             scheduler=scheduler,
             progress=told,
+            reembed_changed=reembed_changed,
         )
     _print(report.to_json(), report.to_text(), as_json=as_json)
     return SOME_FAILED if report.failed else 0
@@ -302,15 +336,16 @@ def _build_options(*, encoder: str, augment: str, tissue: str, stain: str, dtype
     """Turn the options of ``build`` into values."""
     from histostore.build import BuildOptions, EncoderOptions
     from histostore.grid import PatchGrid
+    from histostore.images.quality import QualityFilter
     from histostore.images.tissue import TissueFilter
-    from histostore.views import parse_views
+    from histostore.views import is_seeded, parse_views
 
-    del stain  # only "none" is there yet
     views = parse_views(augment)
-    if encoder == "texture" and len(views) > 1:
+    n_square = sum(not is_seeded(view) for view in views)
+    if encoder == "texture" and n_square > 1:
         click.echo(
-            f"Note: texture sees no difference between right-angle views: {len(views)} of them "
-            f"cost {len(views)} times as much and add nothing to one",
+            f"Note: texture sees no difference between right-angle views: {n_square} of them "
+            f"cost {n_square} times as much and add nothing to one",
             err=True,
         )
     return BuildOptions(
@@ -318,6 +353,10 @@ def _build_options(*, encoder: str, augment: str, tissue: str, stain: str, dtype
         tissue=TissueFilter(
             method=tissue, **{key: given.pop(key) for key in ("min_tissue", "top_k")}
         ),
+        quality=QualityFilter(
+            **{key: given.pop(key) for key in ("min_sharpness", "min_dark_share")}
+        ),
+        stain=stain,
         encoder=EncoderOptions(name=encoder, **given),
         views=views,
         dtype=dtype,
@@ -356,8 +395,53 @@ def ls(store: str, feature_set: str | None, storage_options: dict[str, Any], as_
     from histostore.store.describe import list_images
     from histostore.text import table
 
-    rows = list_images(open_store(store, storage_options).feature_set(feature_set))
+    opened = open_store(store, storage_options)
+    features = opened.feature_set(feature_set)
+    for name in opened if feature_set is None else ():
+        if name != features.name:  # it would be ambiguous which one is meant otherwise
+            click.echo(f"Note: left out feature set {name}, which holds no image", err=True)
+    rows = list_images(features)
     _print(rows, table(rows), as_json=as_json)
+
+
+@histostore_group.command()
+@cohort_argument
+@output_option
+@whole("--patch-size", "Patch edge in pixels.", default=256)
+@whole("--stride", "Distance of patches in pixels; default: their edge.")
+@click.option("--mpp", type=float, help="µm per pixel of the patches; default: as the image is.")
+@choice("--tissue", ("hsv", "otsu", "none"), "How tissue is told from glass.")
+@click.option("--min-tissue", default=0.1, help="Least tissue share of a patch.")
+@whole("--top-k", "Keep the N patches with most tissue.")
+@whole("--limit", "The first N images only.")
+@storage_option
+@json_option
+def preview(cohort: str, output: str, patch_size: int, stride: int | None, mpp: float | None, tissue: str, min_tissue: float, top_k: int | None, limit: int | None, storage_options: dict[str, Any], as_json: bool) -> int:  # fmt: skip
+    """Draw which patches a build would take of COHORT.
+
+    One picture per image, kept patches bright and outlined, and a page with all of them. The
+    options are those of build. Images that cannot be read are listed, and the exit status is 3.
+    """
+    from histostore.cohort import Cohort
+    from histostore.grid import PatchGrid
+    from histostore.images.contact_sheet import preview_cohort
+    from histostore.images.tissue import TissueFilter
+
+    images = Cohort.read(cohort, storage_options=storage_options)
+    images = images.limit(limit) if limit else images
+    grid = PatchGrid(patch_size, stride, mpp)
+    kept = TissueFilter(method=tissue, min_tissue=min_tissue, top_k=top_k)
+    with _progress("drawing images") as show:
+        report = preview_cohort(
+            images,
+            output,
+            grid,
+            kept,
+            storage_options=storage_options,
+            progress=lambda done, total: show(done, total, ""),
+        )
+    _print(report.to_json(), report.to_text(), as_json=as_json)
+    return SOME_FAILED if report.failed else 0
 
 
 @histostore_group.command()
@@ -380,15 +464,24 @@ def encoders(as_json: bool) -> None:
 @click.option(
     "-o", "--output", required=True, type=click.Path(dir_okay=False), help="Table to write."
 )
+@click.option(
+    "--map-labels",
+    "mapping",
+    metavar="OLD=NEW,…|NAME",
+    help="Other labels, e.g. FL=other,MCL=other,CLL=CLL or bach-to-breakhis.",
+)
 @json_option
-def cohort(layout: str, folder: str, output: str, as_json: bool) -> None:
+def cohort(layout: str, folder: str, output: str, mapping: str | None, as_json: bool) -> None:  # fmt: skip
     """Make a cohort table of the images in FOLDER.
 
     folder: one folder per class. breakhis, bach, lymphoma: those data sets, as published.
     """
     from histostore import datasets
+    from histostore.labels import map_labels, parse_label_map
 
+    labels = None if mapping is None else parse_label_map(mapping)
     frame = getattr(datasets, layout)(folder)
+    frame = frame if labels is None else map_labels(frame, labels)
     datasets.write_cohort(frame, output)
     counts = {str(label): int(n) for label, n in frame["label"].value_counts().items()}
     text = f"{output}: {len(frame):,} images; " + ", ".join(f"{k} {v:,}" for k, v in counts.items())
@@ -396,10 +489,41 @@ def cohort(layout: str, folder: str, output: str, as_json: bool) -> None:
 
 
 @histostore_group.command()
+@cohort_argument
+@click.option("--min-sharpness", default=75.0, metavar="F", help="Least variance of the Laplacian.")
+@click.option("--min-dark-share", default=0.4, metavar="F", help="Least share of grey below 220.")
+@click.option("-o", "--output", required=True, type=click.Path(), help="Table to write.")
+@storage_option
+@json_option
+def quality(cohort: str, min_sharpness: float, min_dark_share: float, output: str, storage_options: dict[str, Any], as_json: bool) -> int:  # fmt: skip
+    """Measure the images of COHORT and say which are good enough.
+
+    The table has image_id, sharpness, brightness, dark-share and passes. Images that cannot be
+    read do not pass, and the exit status is 3.
+    """
+    from histostore.build.screening import screen
+    from histostore.cohort import Cohort
+    from histostore.images.quality import QualityFilter
+
+    wanted = QualityFilter(min_sharpness=min_sharpness, min_dark_share=min_dark_share)
+    images = Cohort.read(cohort, storage_options=storage_options)
+    with _progress("measuring images") as show:
+        found = screen(
+            images,
+            wanted,
+            storage_options=storage_options,
+            progress=lambda done, total: show(done, total, ""),
+        )
+    found.write(output)
+    _print({"path": output, **found.to_json()}, f"{output}: {found.to_text()}", as_json=as_json)
+    return SOME_FAILED if found.failed else 0
+
+
+@histostore_group.command()
 @store_argument
 @feature_set_option
 @click.option("--repair", is_flag=True, help="Embed again what is damaged, from its images.")
-@click.option("--weights", metavar="PATH", help="Weights of the encoder, for --repair.")
+@weights_option("Weights of the encoder, for --repair.")
 @click.option("--cohort", metavar="COHORT", help="Where the images are now, for --repair.")
 @click.option("--accept-changed", is_flag=True, help="With --repair: from changed images, too.")
 @storage_option
@@ -407,8 +531,9 @@ def cohort(layout: str, folder: str, output: str, as_json: bool) -> None:
 def verify(store: str, repair: bool, weights: str | None, cohort: str | None, accept_changed: bool, as_json: bool, **where: Any) -> int:  # fmt: skip
     """Read all of STORE and name what is damaged.
 
-    Every object is held against the digest that its commit record names. The exit status is 1
-    where something is damaged, or with --repair 3 where something stays so.
+    Every object is held against the digest that its commit record names. The exit status is 0
+    where all is sound, or was mended; 1 where something is damaged; and with --repair 3 where
+    something damaged could not be mended, and was kept as it is.
     """
     from histostore.build import EncoderOptions
     from histostore.build.repair import repair as mend
@@ -434,16 +559,33 @@ def verify(store: str, repair: bool, weights: str | None, cohort: str | None, ac
 @feature_set_option
 @storage_option
 @json_option
-def compact(store: str, feature_set: str | None, storage_options: dict[str, Any], as_json: bool) -> None:  # fmt: skip
-    """Merge small fragments of STORE into large ones."""
+def compact(store: str, feature_set: str | None, storage_options: dict[str, Any], as_json: bool) -> int:  # fmt: skip
+    """Merge small fragments of STORE into large ones.
+
+    Without --feature-set, those of all of them. What is damaged is left as it is and listed,
+    and the exit status is 3.
+    """
     from histostore.store import open_store
     from histostore.store.compact import compact as merge
 
     open_store(store, storage_options)  # to read, first: nothing is made where nothing is
-    features = open_store(store, storage_options, mode="a").feature_set(feature_set)
+    opened = open_store(store, storage_options, mode="a")
+    names = [feature_set] if feature_set else list(opened)
+    if not names:
+        opened.feature_set()  # says that there is none
+    reports = []
     with _progress("fragments") as show:
-        report = merge(features, progress=lambda done, total: show(done, total, ""))
-    _print(report.to_json(), report.to_text(), as_json=as_json)
+        for name in names:
+            told = partial(_named, show, name)
+            reports.append(merge(opened[name], progress=told))
+    documents = [report.to_json() for report in reports]
+    _print(documents, "\n".join(report.to_text() for report in reports), as_json=as_json)
+    return SOME_FAILED if any(report.skipped for report in reports) else 0
+
+
+def _named(show: Callable[[int, int, str], None], name: str, done: int, total: int) -> None:
+    """Tell of steps done in one feature set of several."""
+    show(done, total, name)
 
 
 @histostore_group.command()

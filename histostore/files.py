@@ -139,12 +139,30 @@ def _reason(error: Exception, storage_options: Mapping[str, Any] | None) -> str:
     """Say in one line, without credentials, why a driver failed."""
     if isinstance(error, FileNotFoundError):
         return "no such file or folder"
-    strerror = error.strerror if isinstance(error, OSError) else None
-    reason = " ".join(str(strerror or error).split()) or type(error).__name__
+    reason = _said(error) or _answered(error) or type(error).__name__
     # Longest first: one secret may be a part of another.
     for secret in sorted(set(_secrets(storage_options or {})), key=len, reverse=True):
         reason = reason.replace(secret, "***")
     return _QUERY.sub("", _USER_INFO.sub("", reason))
+
+
+def _said(error: Exception) -> str:
+    """Give an error's own words in one line; nothing where it has none."""
+    strerror = error.strerror if isinstance(error, OSError) else None
+    words = " ".join(str(strerror or error).split())
+    # Ceph's gateway leaves the message of a refusal empty, and s3fs hands on a None.
+    return "" if words == "None" else words
+
+
+def _answered(error: BaseException | None) -> str:
+    """Give the code that a service answered with, from wherever in the chain of causes it is."""
+    while error is not None:
+        response = getattr(error, "response", None)  # botocore's
+        if isinstance(response, dict) and (code := response.get("Error", {}).get("Code")):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            return f"the service answers {code}" + (f" ({status})" if status else "")
+        error = error.__cause__
+    return ""
 
 
 def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
@@ -217,8 +235,9 @@ def stat(url: str, storage_options: Mapping[str, Any] | None = None) -> Source:
     StorageError
         If there is no such file, or it is a folder, or the storage refuses.
     """
-    if local_path(url) is not None:
-        source = _stat_local(url)
+    local = local_path(url)
+    if local is not None:
+        source = _stat_local(url, local)
     else:
         fs, path = filesystem(url, storage_options)
         with driver_errors(url, storage_options):
@@ -257,14 +276,15 @@ def stat_many(
     found: dict[str, Source | None] = dict.fromkeys(urls)
     folders: dict[str, list[str]] = {}
     for url in found:
-        if local_path(url) is not None:
-            found[url] = _stat_local(url)
+        path = local_path(url)
+        if path is not None:
+            found[url] = _stat_local(url, path)
         else:
             # HTTP and chained URLs stand alone; the rest share their folder's listing.
             alone = url.startswith(("http://", "https://")) or "::" in url
             folders.setdefault(url if alone else _parent(url), []).append(url)
     ask = partial(_stat_folder, storage_options=storage_options)
-    if len(folders) == 1:
+    if len(folders) < 2:
         answers = [ask(*folder) for folder in folders.items()]
     else:
         with ThreadPoolExecutor(_CONCURRENT_REQUESTS) as pool:
@@ -278,9 +298,9 @@ def _parent(url: str) -> str:
     return f"{scheme}://{rest.rpartition('/')[0]}"
 
 
-def _stat_local(url: str) -> Source | None:
+def _stat_local(url: str, path: str) -> Source | None:
     try:
-        entry = os.stat(local_path(url) or url)  # noqa: PTH116 - 100,000 times
+        entry = os.stat(path)  # noqa: PTH116 - 100,000 times
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     except OSError as error:

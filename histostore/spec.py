@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from histostore.encoders.base import EncoderIdentity
 from histostore.errors import FormatError, OptionError, summarise
 from histostore.grid import PatchGrid
+from histostore.images.quality import QualityFilter
+from histostore.images.stain import StainTarget
 from histostore.images.tissue import TissueFilter
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ DTYPES = ("float16", "float32")
 """The element types in which embeddings may be stored."""
 
 _KEYS = frozenset({"encoder", "n_features", "grid", "tissue", "stain", "dtype"})
+_OPTIONAL_KEYS = frozenset({"quality"})
+"""Written only where they are set: what was there before has kept its digest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,11 +66,15 @@ class FeatureSpec:
     tissue: TissueFilter
     """Which of them are kept."""
 
-    stain: str = "none"
-    """Stain normalisation: ``none``, ``reinhard``, ``macenko``."""
+    stain: StainTarget | str = "none"
+    """What the colours were made to look like; ``none``. Another word is a normalisation of
+    which the target is not known."""
 
     dtype: str = "float32"
     """Element type in the store."""
+
+    quality: QualityFilter = field(default_factory=QualityFilter)
+    """How good a patch must be to be kept."""
 
     def __post_init__(self) -> None:
         if self.n_features < 1:
@@ -76,14 +84,15 @@ class FeatureSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Give the specification as JSON values."""
-        return {
+        document = {
             "encoder": self.encoder.to_json(),
             "n_features": self.n_features,
             "grid": self.grid.to_json(),
             "tissue": self.tissue.to_json(),
-            "stain": self.stain,
+            "stain": self.stain if isinstance(self.stain, str) else self.stain.to_json(),
             "dtype": self.dtype,
         }
+        return {**document, "quality": self.quality.to_json()} if self.quality else document
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> FeatureSpec:
@@ -95,17 +104,21 @@ class FeatureSpec:
             If a key is missing or unknown, or a value does not make sense; all at once.
         """
         problems = [f"{key!r} is missing" for key in sorted(_KEYS - document.keys())]
-        problems += [f"{key!r} is unknown" for key in sorted(document.keys() - _KEYS)]
+        problems += [
+            f"{key!r} is unknown" for key in sorted(document.keys() - _KEYS - _OPTIONAL_KEYS)
+        ]
         if problems:
             raise FormatError(summarise("feature specification", problems), problems=problems)
         try:
+            stain = document["stain"]
             return cls(
                 encoder=EncoderIdentity.from_json(document["encoder"]),
                 n_features=document["n_features"],
                 grid=PatchGrid.from_json(document["grid"]),
                 tissue=TissueFilter.from_json(document["tissue"]),
-                stain=document["stain"],
+                stain=stain if isinstance(stain, str) else StainTarget.from_json(stain),
                 dtype=document["dtype"],
+                quality=QualityFilter.from_json(document.get("quality", {})),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise FormatError(f"feature specification: {error}") from error

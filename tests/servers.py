@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -59,7 +60,7 @@ class Server:
 
     def behind(self, endpoint: str) -> Server:
         """Give the same server as it is reached through a proxy."""
-        return _s3(endpoint)
+        return _azure(endpoint) if self.scheme == "az" else _s3(endpoint)
 
 
 def _s3(endpoint: str) -> Server:
@@ -73,6 +74,33 @@ def _s3(endpoint: str) -> Server:
             "AWS_ENDPOINT_URL": endpoint,
         },
     )
+
+
+def _azure(endpoint: str) -> Server:
+    connection = (
+        f"DefaultEndpointsProtocol=http;AccountName={AZURITE_ACCOUNT};AccountKey={AZURITE_KEY};"
+        f"BlobEndpoint={endpoint}/{AZURITE_ACCOUNT};"
+    )
+    return Server(
+        scheme="az",
+        endpoint=endpoint,
+        options={"connection_string": connection},
+        environment={"AZURE_STORAGE_CONNECTION_STRING": connection},
+        secret=AZURITE_KEY,
+    )
+
+
+def without_credentials() -> dict[str, str]:
+    """Give this process's environment without what would open somebody's storage."""
+    keep = {
+        key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "AZURE_"))
+    }
+    return {**keep, "AWS_EC2_METADATA_DISABLED": "true"}
+
+
+def moments(n: int, *few: int) -> list[int]:
+    """Choose the moments of ``n`` at which to fail: a few, or all with ``HISTOSTORE_FULL=1``."""
+    return list(range(n)) if os.environ.get("HISTOSTORE_FULL") == "1" else list(few)
 
 
 @contextmanager
@@ -121,6 +149,9 @@ log file = {folder}/run/$name.log
 run dir = {folder}/run
 ms bind msgr2 = false
 mon max pg per osd = 500
+# One monitor has no one to wait for: by default each change to the cluster's maps takes a second.
+paxos propose interval = 0.02
+paxos min wait = 0.01
 [client.rgw.a]
 rgw frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1
 rgw dynamic resharding = false
@@ -176,20 +207,10 @@ def azurite() -> Iterator[Server]:
     """Run azurite, Microsoft's own emulator of Azure's blob storage."""
     port = free_port()
     command = ("azurite-blob", "--blobPort", str(port), "--inMemoryPersistence", "--silent")
-    endpoint = f"http://127.0.0.1:{port}"
-    connection = (
-        f"DefaultEndpointsProtocol=http;AccountName={AZURITE_ACCOUNT};AccountKey={AZURITE_KEY};"
-        f"BlobEndpoint={endpoint}/{AZURITE_ACCOUNT};"
-    )
+    server = _azure(f"http://127.0.0.1:{port}")
     with running(*command, "--skipApiVersionCheck", "--disableTelemetry"):
-        await_answer(endpoint)
-        yield Server(
-            scheme="az",
-            endpoint=endpoint,
-            options={"connection_string": connection},
-            environment={"AZURE_STORAGE_CONNECTION_STRING": connection},
-            secret=AZURITE_KEY,
-        )
+        await_answer(server.endpoint)
+        yield server
 
 
 def free_port() -> int:

@@ -158,6 +158,9 @@ JSON = {
     },
     ("histostore", "verify", "{0}/store"): {"ok", "problems", "n_fragments", "n_bytes"},
     ("histostore", "compact", "{0}/store"): {"feature_set", "n_before", "n_after", "merged"},
+    ("histostore", "quality", "{0}/cohort.csv", "-o", "{0}/quality.csv"): {
+        *("path", "wanted", "n_images", "n_passed", "images"),
+    },
     ("histostore", "gc", "{0}/store", "--dry-run"): {"url", "dry_run", "n_removed", "found"},
     ("histostore", "export", "{0}/store", "{0}/out.npz", "--layout=npz"): {"target", "n_images"},
     ("histostore", "import", "{0}/foreign.npz", "{0}/store2", "--layout=npz"): {

@@ -11,7 +11,8 @@ from histostore.bridges.catalog import IMPORTS, find
 from histostore.bridges.listing import address
 from histostore.bridges.report import ImportReport
 from histostore.bridges.values import encoder_name, imported
-from histostore.build.pipeline import FRAGMENT_BYTES, Failure
+from histostore.build.gather import FRAGMENT_BYTES
+from histostore.build.pipeline import Failure
 from histostore.build.report import Counter
 from histostore.errors import FormatError, OptionError, StorageError
 from histostore.provenance import versions

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histostore.build.pipeline import Failure, ImageJob, encode_images, gather_fragments
+from histostore.build.gather import gather_fragments
+from histostore.build.pipeline import Failure, ImageJob, encode_images
 from histostore.errors import FormatError
 from histostore.files import Source, public_url, stat_many
 from histostore.provenance import versions
@@ -115,13 +116,16 @@ class Mender:
         parts = self._embed(damaged) if lost else []
         if sound:
             parts.append(read_fragment(self.backend, self.spec.name, record, sound))
+        whole = arrange(parts, record.image_ids)
+        # What this version cannot compute again, it cannot keep for some of the images either.
+        left_out = sorted(set(record.columns) - set(whole.columns))
         replacement = commit_fragment(
             self.backend,
             self.spec,
-            arrange(parts, record.image_ids),
+            whole,
             provenance={
                 "versions": versions(),
-                "repaired": {"fragment": fragment_id, "embedded": list(lost)},
+                "repaired": {"fragment": fragment_id, "embedded": list(lost), "left_out": left_out},
                 "provenance": dict(record.provenance),
             },
             replaces={fragment_id, *lineage([record])},
@@ -221,7 +225,7 @@ class Mender:
             images = encode_images(
                 jobs, self.spec, self._load(), views, pool=pool, storage_options=self.storage
             )
-            parts = list(gather_fragments(finished(images), views, self.spec.dtype))
+            parts = list(gather_fragments(finished(images), views))
         if failed:
             raise CannotMend(f"image {failed[0].image_id}: {failed[0].reason}")
         if not self.accept_changed:

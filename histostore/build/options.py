@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from histostore.encoders.catalog import load_encoder
 from histostore.grid import PatchGrid
+from histostore.images.quality import QualityFilter
 from histostore.images.tissue import TissueFilter
 
 if TYPE_CHECKING:
     from histostore.encoders.base import Encoder
+    from histostore.images.stain import StainTarget
 
 __all__ = ["BuildOptions", "EncoderOptions"]
 
@@ -48,6 +50,10 @@ class BuildOptions:
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
     grid: PatchGrid = field(default_factory=PatchGrid)
     tissue: TissueFilter = field(default_factory=TissueFilter)
+    quality: QualityFilter = field(default_factory=QualityFilter)
+    stain: StainTarget | str = "none"
+    """What the colours are made to look like; or a method, whose target is that of the same
+    feature set in the store, or where there is none is measured of the cohort."""
     views: tuple[str, ...] = ("identity",)
     dtype: str = "float32"
     """What is stored: ``float32`` or ``float16``."""

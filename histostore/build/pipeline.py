@@ -7,19 +7,23 @@ and memory depends on the settings here, not on the size of an image.
 
 from __future__ import annotations
 
-import time
+import math
 from collections import deque
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from histostore.errors import ImageError, OptionError, StorageError
+from histostore.build.prepare import candidates, check_stain, sift, stain_of
+from histostore.build.rows import HELD_BYTES, HeldRows, to_stored
+from histostore.errors import ImageError, MissingExtra, StorageError
+from histostore.images.annotations import read_places
 from histostore.images.patches import read_patches, select_patches
+from histostore.images.quality import COLUMNS, patch_quality
 from histostore.images.readers import open_image
-from histostore.store.fragment import Fragment
-from histostore.views import apply_view
+from histostore.views import PatchKey, apply_view, is_seeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -27,13 +31,22 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from histostore.cohort import Given
     from histostore.encoders.base import Encoder
     from histostore.files import Source
     from histostore.images.patches import Selection
     from histostore.images.readers import Reader
+    from histostore.images.stain import StainMap
     from histostore.spec import FeatureSpec
+    from histostore.store.streaming import FragmentStream
 
-__all__ = ["EncodedImage", "Failure", "ImageJob", "encode_images", "gather_fragments", "prefetch"]
+__all__ = [
+    "EncodedImage",
+    "Failure",
+    "ImageJob",
+    "encode_images",
+    "prefetch",
+]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -44,12 +57,6 @@ BLOCK_PATCHES = 64
 READ_AHEAD = 6
 """Blocks, and opened images, that may wait for the encoder."""
 
-FRAGMENT_BYTES = 64 * 2**20
-"""A fragment is committed once it holds this much, …"""
-
-FRAGMENT_SECONDS = 60.0
-"""… or is this old, so that a crash costs a minute of work at most (and one image)."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageJob:
@@ -59,6 +66,9 @@ class ImageJob:
     source: Source
     mpp: float | None = None
     """The cohort's own word on µm per pixel, if it has one."""
+
+    given: Given | None = None
+    """The file that says where patches lie, instead of the grid."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,14 +87,36 @@ class EncodedImage:
     job: ImageJob
     reader: Reader
     selection: Selection
-    embedding: NDArray[np.float32]  # (augmentation, patch, feature)
+    rows: HeldRows | FragmentStream
+    """Where its vectors go."""
+    dtype: str
+    """What is stored of them."""
     pending: int
     """Vectors still to come."""
+    columns: dict[str, NDArray[np.float32]]  # (patch,)
+    """What is measured of every patch; filled up as blocks are read."""
+    stain: StainMap | None = None
+    """How the pixels are changed before they are encoded."""
+    sound: bool = True
+    """Whether all vectors so far are numbers."""
+
+    def take(self, view: int, start: int, vectors: NDArray[np.float32]) -> None:
+        """Put some vectors of a view where they belong."""
+        self.pending -= len(vectors)
+        self.sound = self.sound and bool(np.isfinite(vectors).all())
+        if self.sound:
+            self.rows.put(view, start, to_stored(vectors, self.dtype))
 
     @property
     def n_patches(self) -> int:
         """How many patches were kept."""
         return len(self.selection.kept)
+
+    def look(self, start: int, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Measure patches as they were read, and change their colours if that is asked for."""
+        for name, values in patch_quality(pixels).items():
+            self.columns[name][start : start + len(pixels)] = values
+        return pixels if self.stain is None else self.stain.apply(pixels)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,8 +151,7 @@ class _Batch:
         vectors = encoder.encode(np.concatenate(self.pixels))
         at = 0
         for image, view, start, count in self.targets:
-            image.embedding[view, start : start + count] = vectors[at : at + count]
-            image.pending -= count
+            image.take(view, start, vectors[at : at + count])
             at += count
         self.pixels, self.targets, self.n = [], [], 0
 
@@ -134,8 +165,23 @@ def encode_images(
     pool: Executor,
     storage_options: dict[str, object] | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    stream: Callable[[tuple[int, int, int]], FragmentStream] | None = None,
 ) -> Iterator[EncodedImage | Failure]:
     """Embed images one after the other, reading ahead on ``pool``.
+
+    Parameters
+    ----------
+    jobs, spec, encoder, views
+        What to embed, and how.
+    pool
+        Threads to read on.
+    storage_options
+        For the storage driver of the images.
+    stopped
+        Asked between blocks; what is not finished once it says yes is dropped.
+    stream
+        Opens a place in the store for an embedding of a given shape that is too large to be
+        held; without it, all are held in memory.
 
     Yields
     ------
@@ -143,10 +189,12 @@ def encode_images(
         In the order of ``jobs``: the finished image, or why there is none.
 
     """
+    check_stain(spec)
     batch = _Batch(size=encoder.batch_size)
     waiting: deque[EncodedImage | Failure] = deque()
-    with ExitStack() as spoilt:  # readers of images that failed half-way
-        for block in _read_blocks(jobs, spec, views, pool=pool, storage_options=storage_options):
+    begin = partial(_begin, spec=spec, views=views, storage=storage_options, stream=stream)
+    with ExitStack() as spoilt, _dropped(waiting):  # readers of images that failed half-way
+        for block in _read_blocks(jobs, begin, spec, pool=pool):
             if stopped():
                 return
             image = block.image
@@ -156,13 +204,26 @@ def encode_images(
             if isinstance(image, EncodedImage):
                 if block.failure is not None and image in waiting:
                     waiting[waiting.index(image)] = block.failure
+                    image.rows.discard()
                     spoilt.callback(image.reader.close)
                 if block.pixels is not None:
                     _feed(batch, encoder, image, block.start, block.pixels, views)
             while waiting and (isinstance(waiting[0], Failure) or waiting[0].pending == 0):
                 yield _finish(waiting.popleft())
-    batch.encode(encoder)
-    yield from map(_finish, waiting)
+        batch.encode(encoder)
+        while waiting:
+            yield _finish(waiting.popleft())
+
+
+@contextmanager
+def _dropped(waiting: Iterable[EncodedImage | Failure]) -> Iterator[None]:
+    """Leave nothing in the store of images that were not finished."""
+    try:
+        yield
+    finally:
+        for image in waiting:
+            if isinstance(image, EncodedImage):
+                image.rows.discard()
 
 
 def _finish(image: EncodedImage | Failure) -> EncodedImage | Failure:
@@ -170,8 +231,9 @@ def _finish(image: EncodedImage | Failure) -> EncodedImage | Failure:
     if isinstance(image, Failure):
         return image
     image.reader.close()
-    if np.isfinite(image.embedding).all():
+    if image.sound:
         return image
+    image.rows.discard()
     return _failure(image.job, "the encoder gave values that are not finite")
 
 
@@ -184,8 +246,9 @@ def _feed(
     views: tuple[str, ...],
 ) -> None:
     """Give every view of a block to the encoder, a full batch at a time."""
+    keys = _keys(image, start, len(pixels)) if any(map(is_seeded, views)) else None
     for number, view in enumerate(views):
-        turned = apply_view(pixels, view)
+        turned = apply_view(pixels, view, keys)
         at = 0
         while at < len(turned):
             taken = turned[at : at + batch.size - batch.n]
@@ -195,34 +258,60 @@ def _feed(
                 batch.encode(encoder)
 
 
-def _read_blocks(
-    jobs: Iterable[ImageJob],
+def _keys(image: EncodedImage, start: int, count: int) -> list[PatchKey]:
+    """Name some patches of an image, for views that are drawn by patch."""
+    kept = image.selection.kept[start : start + count]
+    placement = image.selection.placement
+    x, y = placement.x[kept].tolist(), placement.y[kept].tolist()
+    return [PatchKey(image.job.image_id, *corner) for corner in zip(x, y, strict=True)]
+
+
+def _begin(
+    job: ImageJob,
+    *,
     spec: FeatureSpec,
     views: tuple[str, ...],
+    storage: dict[str, object] | None,
+    stream: Callable[[tuple[int, int, int]], FragmentStream] | None,
+) -> EncodedImage | Failure:
+    """Open an image and choose its patches; make room for their vectors."""
+    try:
+        reader = open_image(job.source.url, storage_options=storage, mpp=job.mpp)
+    # A format that wants an extra fails its own images, not the whole build.
+    except (ImageError, StorageError, MissingExtra) as error:
+        return _failure(job, str(error))
+    try:
+        places = read_places(job.given, storage) if job.given else None
+        selection = select_patches(reader, spec.grid, candidates(spec), places)
+        selection = sift(reader, selection, spec)
+        stain, flags = stain_of(reader, spec)
+    except (ImageError, StorageError, MissingExtra) as error:
+        reader.close()
+        return _failure(job, str(error))
+    shape = (len(views), len(selection.kept), spec.n_features)
+    n_bytes = math.prod(shape) * np.dtype(spec.dtype).itemsize
+    return EncodedImage(
+        job=job,
+        reader=reader,
+        selection=replace(selection, flags=(*selection.flags, *flags)),
+        rows=HeldRows(shape, spec.dtype)
+        if stream is None or n_bytes <= HELD_BYTES
+        else stream(shape),
+        dtype=spec.dtype,
+        pending=shape[0] * shape[1],
+        columns={name: np.empty(len(selection.kept), np.float32) for name in COLUMNS},
+        stain=stain,
+    )
+
+
+def _read_blocks(
+    jobs: Iterable[ImageJob],
+    begin: Callable[[ImageJob], EncodedImage | Failure],
+    spec: FeatureSpec,
     *,
     pool: Executor,
-    storage_options: dict[str, object] | None,
 ) -> Iterator[_Block]:
     """Open images and read their patches ahead of whoever asks, in order."""
-
-    def begin(job: ImageJob) -> EncodedImage | Failure:
-        try:
-            reader = open_image(job.source.url, storage_options=storage_options, mpp=job.mpp)
-        except (ImageError, StorageError) as error:
-            return _failure(job, str(error))
-        try:
-            selection = select_patches(reader, spec.grid, spec.tissue)
-        except (ImageError, StorageError) as error:
-            reader.close()
-            return _failure(job, str(error))
-        embedding = np.empty((len(views), len(selection.kept), spec.n_features), np.float32)
-        return EncodedImage(
-            job=job,
-            reader=reader,
-            selection=selection,
-            embedding=embedding,
-            pending=embedding.shape[0] * embedding.shape[1],
-        )
 
     def blocks() -> Iterator[_Block]:
         for image in prefetch(pool, begin, jobs, depth=READ_AHEAD):
@@ -240,7 +329,7 @@ def _read_blocks(
             pixels = read_patches(image.reader, part, spec.grid.patch_size)
         except (ImageError, StorageError) as error:
             return replace(block, failure=_failure(image.job, str(error)))
-        return replace(block, pixels=pixels)
+        return replace(block, pixels=image.look(block.start, pixels))
 
     return prefetch(pool, read, blocks(), depth=READ_AHEAD)
 
@@ -268,50 +357,3 @@ def prefetch(
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
-
-
-def gather_fragments(
-    images: Iterable[EncodedImage],
-    views: tuple[str, ...],
-    dtype: str,
-    *,
-    clock: Callable[[], float] = time.monotonic,
-) -> Iterator[Fragment]:
-    """Join finished images into fragments of a size and an age worth committing."""
-    gathered: list[EncodedImage] = []
-    n_bytes, began = 0, clock()
-    for image in images:
-        gathered.append(image)
-        n_bytes += image.embedding.nbytes
-        if n_bytes >= FRAGMENT_BYTES or clock() - began >= FRAGMENT_SECONDS:
-            yield _join(gathered, views, dtype)
-            gathered, n_bytes, began = [], 0, clock()
-    if gathered:
-        yield _join(gathered, views, dtype)
-
-
-def _join(images: list[EncodedImage], views: tuple[str, ...], dtype: str) -> Fragment:
-    """Lay images end to end."""
-    chosen = [(image.selection.placement, image.selection.kept) for image in images]
-    return Fragment(
-        embedding=_cast(np.concatenate([image.embedding for image in images], axis=1), dtype),
-        augmentations=views,
-        image_ids=tuple(image.job.image_id for image in images),
-        offset=np.cumsum([0, *(image.n_patches for image in images)], dtype=np.int64),
-        y=np.concatenate([placement.y[kept] for placement, kept in chosen]),
-        x=np.concatenate([placement.x[kept] for placement, kept in chosen]),
-        tissue=np.concatenate([image.selection.tissue[image.selection.kept] for image in images]),
-        sources=tuple(image.job.source for image in images),
-        flags=tuple(image.selection.flags for image in images),
-    )
-
-
-def _cast(embedding: NDArray[np.float32], dtype: str) -> NDArray[np.floating]:
-    """Convert to the stored type, which must hold every value."""
-    limit = float(np.finfo(dtype).max)
-    largest = float(np.abs(embedding).max())
-    if largest > limit:
-        raise OptionError(
-            f"an embedding reaches {largest:.3g}, {dtype} ends at {limit:.3g}: use --dtype float32"
-        )
-    return embedding.astype(dtype, copy=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+    from typing import Any
 
     from histostore.files import Source
 
@@ -54,11 +55,11 @@ class BuildPlan:
 
 def plan_build(
     image_ids: Sequence[str],
-    committed: Collection[tuple[str, str]],
+    committed: Mapping[str, Collection[str]],
     views: tuple[str, ...],
     *,
-    sources: Mapping[str, Source] | None = None,
-    recorded: Mapping[str, Source] | None = None,
+    sources: Mapping[str, Source | None] | None = None,
+    recorded: Mapping[str, Mapping[str, Any]] | None = None,
     unit_images: int = UNIT_IMAGES,
 ) -> BuildPlan:
     """Subtract what is committed from what is wanted.
@@ -68,26 +69,30 @@ def plan_build(
     image_ids
         The cohort, one id a row.
     committed
-        Pairs ``(image_id, view)`` that the feature set holds.
+        View to the images that the feature set holds of it, in a set or what is as quick to ask.
     views
         Views wanted of every image.
     sources, recorded
-        Sources by image id, as they are now and as they were when embedded; an image whose
-        two differ is listed in :attr:`BuildPlan.changed`.
+        Sources by image id, as they are now, and as :meth:`~histostore.files.Source.to_json`
+        gave them when they were embedded; an image whose two differ is listed in
+        :attr:`BuildPlan.changed`.
     unit_images
         The most images in one unit.
 
     Examples
     --------
-    >>> plan = plan_build(["a", "b", "c"], {("b", "identity")}, ("identity",))
+    >>> plan = plan_build(["a", "b", "c"], {"identity": {"b"}}, ("identity",))
     >>> [unit.rows for unit in plan.units], plan.n_done
     ([(0, 2)], 1)
     """
+    lacks: dict[int, tuple[str, ...]] = defaultdict(tuple)
+    for view in views:
+        held = committed.get(view, ())
+        for row in (row for row, image_id in enumerate(image_ids) if image_id not in held):
+            lacks[row] += (view,)
     rows_by_lack: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for row, image_id in enumerate(image_ids):
-        lacking = tuple(view for view in views if (image_id, view) not in committed)
-        if lacking:
-            rows_by_lack[lacking].append(row)
+    for row, lacking in sorted(lacks.items()):
+        rows_by_lack[lacking].append(row)
     units = [
         Unit(rows=tuple(rows[start : start + unit_images]), views=lacking)
         for lacking, rows in rows_by_lack.items()
@@ -101,12 +106,14 @@ def plan_build(
 
 
 def _changed(
-    image_ids: Sequence[str], sources: Mapping[str, Source], recorded: Mapping[str, Source]
+    image_ids: Sequence[str],
+    sources: Mapping[str, Source | None],
+    recorded: Mapping[str, Mapping[str, Any]],
 ) -> tuple[str, ...]:
     """Ids whose source differs from the recorded one; moving a file is no change."""
     return tuple(
         image_id
         for image_id in image_ids
         if (now := sources.get(image_id)) and (then := recorded.get(image_id))
-        if (now.size, now.version) != (then.size, then.version)
+        if now.size != then["size"] or now.version != then["version"]
     )

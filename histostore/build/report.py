@@ -76,13 +76,15 @@ class BuildReport:
     failed: tuple[Failure, ...]
     """Images that failed now, and why."""
     changed: tuple[str, ...]
-    """Images whose source is no longer the one that was embedded."""
+    """Images whose source is no longer the one that was embedded, and whose old rows stay."""
     n_patches: int
     """Patches embedded now."""
     seconds: float
     """How long it took."""
     n_flagged: int = 0
     """Images embedded now that carry a flag: without tissue, or smaller than a patch."""
+    n_reembedded: int = 0
+    """Images that were there, had changed, and were embedded again because that was asked for."""
 
     def to_json(self) -> dict[str, Any]:
         """Give the report as JSON values."""
@@ -92,6 +94,7 @@ class BuildReport:
             "n_done": self.n_done,
             "n_embedded": self.n_embedded,
             "n_flagged": self.n_flagged,
+            "n_reembedded": self.n_reembedded,
             "n_failed": len(self.failed),
             "failed": [
                 {"image_id": item.image_id, "url": item.url, "reason": item.reason}
@@ -122,7 +125,7 @@ class BuildReport:
         texture-1a2b3c4d: 12 of 12 images are there
           embedded now   2, 100 patches in 2.0 s (50/s)
           there before  10
-          changed        1 since embedded (image-7): the old embeddings stay
+          changed        1 since embedded (image-7): the old embeddings stay; --reembed-changed
         """
         there = self.n_done + self.n_embedded
         failed = failures([(item.image_id, item.reason) for item in self.failed])
@@ -143,11 +146,12 @@ class BuildReport:
         counts = (
             ("embedded now", self.n_embedded, pace if self.n_embedded else ""),
             ("there before", self.n_done, ""),
+            ("re-embedded", self.n_reembedded, " of these: their images had changed"),
             ("flagged", self.n_flagged, " without tissue or smaller than a patch: histostore ls"),
             (
                 "changed",
                 len(self.changed),
-                f" since embedded ({named}{more}): the old embeddings stay",
+                f" since embedded ({named}{more}): the old embeddings stay; --reembed-changed",
             ),
             ("failed", len(self.failed), "; the next build tries them again"),
         )

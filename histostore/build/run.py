@@ -14,13 +14,14 @@ from histostore.build.cluster import run_on_cluster
 from histostore.build.options import BuildOptions
 from histostore.build.pipeline import Failure, ImageJob
 from histostore.build.plan import plan_build
+from histostore.build.reembed import find_stale
 from histostore.build.report import BuildReport, Counter
-from histostore.build.unit import UnitTask, build_unit, encoder_of
+from histostore.build.specify import settle_stain, specify
+from histostore.build.unit import UnitTask, build_unit
 from histostore.cohort import Cohort
 from histostore.errors import OptionError
 from histostore.files import Source, stat_many
 from histostore.provenance import versions
-from histostore.spec import FeatureSpec
 from histostore.store import open_store
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def build(
     workers: int | None = None,
     scheduler: str | None = None,
     progress: Callable[[Progress], None] | None = None,
+    reembed_changed: bool = False,
 ) -> BuildReport:
     """Embed what a store lacks of a cohort.
 
@@ -69,6 +71,9 @@ def build(
         Address of a running ``dask.distributed`` scheduler to hand the work to.
     progress
         Called now and then, from any thread, one call at a time.
+    reembed_changed
+        Embed again the images whose files have changed since; else they are reported, and
+        their old rows stay.
 
     Returns
     -------
@@ -89,45 +94,55 @@ def build(
     storage = dict(storage_options or {})
     if isinstance(cohort, str):
         cohort = Cohort.read(cohort, storage_options=storage)
-    features = _feature_set(store_url, options, storage)
-    jobs = _jobs(cohort, storage)
+    options, _ = settle_stain(options, cohort, store_url, storage_options=storage)
+    store = open_store(store_url, storage_options=storage, mode="a")
+    features = store.create_feature_set(specify(options))
+    sources = cohort.sources or stat_many(cohort.urls, storage)
+    now = dict(zip(cohort.image_ids, map(sources.get, cohort.urls), strict=True))
     plan = plan_build(
         cohort.image_ids,
-        features.index.keys(),
+        {view: features.index.of_view(view) for view in options.views},
         options.views,
-        sources={job.image_id: job.source for job in jobs},
-        recorded=features.sources,
+        sources=now,
+        recorded=features.sources.documents,
     )
-    build_id = uuid.uuid4().hex
-    tasks = [
-        UnitTask(
-            build_id=build_id,
-            store_url=store_url,
-            feature_set=features.name,
-            encoder=options.encoder,
-            views=unit.views,
-            jobs=tuple(jobs[row] for row in unit.rows),
-            storage_options=storage,
+    task = partial(
+        UnitTask,
+        build_id=uuid.uuid4().hex,
+        store_url=store_url,
+        feature_set=features.name,
+        encoder=options.encoder,
+        storage_options=storage,
+    )
+    tasks = [task(views=unit.views, jobs=_jobs(cohort, sources, unit.rows)) for unit in plan.units]
+    stale = find_stale(features, cohort.image_ids, now) if reembed_changed else []
+    tasks += [
+        task(
+            views=record.augmentations,
+            jobs=_jobs(cohort, sources, rows),
+            replaces=record.fragment_id,
         )
-        for unit in plan.units
+        for record, rows in stale
     ]
-    counter = Counter(plan.n_todo, progress)
-    if plan.units and (workers is not None or scheduler is not None):
+    counter = Counter(plan.n_todo + sum(len(rows) for _, rows in stale), progress)
+    if tasks and (workers is not None or scheduler is not None):
         results = _on_cluster(tasks, counter, workers=workers, scheduler=scheduler)
     else:
         results = _on_threads(tasks, features, counter)
+    again = {image_id for result in results for image_id in result.reembedded}
     report = BuildReport(
         feature_set=features.name,
         n_images=plan.n_images,
         n_done=plan.n_done + sum(result.n_found for result in results),
         n_embedded=sum(result.n_embedded for result in results),
         failed=tuple(failure for result in results for failure in result.failed),
-        changed=plan.changed,
+        changed=tuple(image_id for image_id in plan.changed if image_id not in again),
         n_patches=sum(result.n_patches for result in results),
         n_flagged=sum(result.n_flagged for result in results),
+        n_reembedded=len(again),
         seconds=time.monotonic() - began,
     )
-    if plan.units:
+    if tasks:
         features.record_build({"cohort": cohort.url, **report.to_json(), "versions": versions()})
     return report
 
@@ -147,37 +162,29 @@ def _checked(
     return replace(options, encoder=replace(options.encoder, threads=options.encoder.threads or 1))
 
 
-def _feature_set(store_url: str, options: BuildOptions, storage: dict[str, Any]) -> FeatureSet:
-    """Find or make the feature set that these options mean."""
-    encoder = encoder_of(options.encoder)
-    spec = FeatureSpec(
-        encoder=encoder.identity,
-        n_features=encoder.n_features,
-        grid=options.grid,
-        tissue=options.tissue,
-        dtype=options.dtype,
-    )
-    return open_store(store_url, storage_options=storage, mode="a").create_feature_set(spec)
-
-
-def _jobs(cohort: Cohort, storage: dict[str, Any]) -> list[ImageJob]:
-    """Join the cohort's rows with what its sources are now."""
-    sources = cohort.sources or stat_many(cohort.urls, storage)
-    return [
+def _jobs(
+    cohort: Cohort, sources: Mapping[str, Source | None], rows: Sequence[int]
+) -> tuple[ImageJob, ...]:
+    """Join some rows of the cohort with what their sources are now."""
+    urls = cohort.urls
+    return tuple(
         ImageJob(
-            image_id=image_id,
+            image_id=cohort.image_ids[row],
             # A file that is gone fails when it is read, with its reason.
-            source=sources.get(url) or Source(url=url, size=None, version=None),
-            mpp=mpp,
+            source=sources.get(urls[row]) or Source(url=urls[row], size=None, version=None),
+            mpp=cohort.mpp[row],
+            given=cohort.given[row],
         )
-        for image_id, url, mpp in zip(cohort.image_ids, cohort.urls, cohort.mpp, strict=True)
-    ]
+        for row in rows
+    )
 
 
 def _on_threads(
     tasks: Sequence[UnitTask], features: FeatureSet, counter: Counter
 ) -> Sequence[UnitResult]:
     """Run units on Dask's threads; when one fails or Ctrl-C comes, the others end early."""
+    if not tasks:  # to import Dask would take longer than to find that out
+        return ()
     from dask.base import compute
     from dask.delayed import delayed
 

@@ -9,10 +9,14 @@ from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from histostore.build.pipeline import EncodedImage, Failure, encode_images, gather_fragments
+from histostore.build.allocator import return_large_blocks
+from histostore.build.gather import gather_fragments, patches_of
+from histostore.build.pipeline import EncodedImage, Failure, encode_images
+from histostore.build.reembed import embed_again
 from histostore.errors import EncoderError, NotFound, StorageError
 from histostore.provenance import versions
 from histostore.store import open_store
+from histostore.store.streaming import FragmentStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +48,8 @@ class UnitTask:
     views: tuple[str, ...]
     jobs: tuple[ImageJob, ...]
     storage_options: dict[str, Any]
+    replaces: str | None = None
+    """A fragment whose rows of these images, in its views, are to be replaced by new ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,11 +65,13 @@ class UnitResult:
     n_found: int
     """Images that somebody else had embedded meanwhile."""
     failed: tuple[Failure, ...]
+    reembedded: tuple[str, ...] = ()
+    """Images that had rows, and have new ones now."""
 
     @property
     def n_images(self) -> int:
         """Images of the unit."""
-        return self.n_embedded + self.n_found + len(self.failed)
+        return self.n_embedded + self.n_found + len(self.failed) + len(self.reembedded)
 
 
 def build_unit(
@@ -97,11 +105,15 @@ def build_unit(
     StorageError
         If the store cannot be seen from here, or refuses.
     """
+    return_large_blocks()
     if features is None:
         options = json.dumps(task.storage_options)
         features = _feature_set(task.build_id, task.store_url, task.feature_set, options)
     encoder = encoder_of(task.encoder)
     _check_encoder(encoder.identity, features.spec.encoder)
+    provenance = {"build": task.build_id, "versions": versions()}
+    if task.replaces is not None:
+        return _reembed(task, features, encoder, provenance, on_image, stopped)
     jobs, tally = _left_over(features, task)
 
     def finished(images: Iterator[EncodedImage | Failure]) -> Iterator[EncodedImage]:
@@ -111,7 +123,10 @@ def build_unit(
                 tally.failed.append(image)
             else:
                 tally.add(image.n_patches, flagged=bool(image.selection.flags))
-                yield image
+                if isinstance(image.rows, FragmentStream):
+                    image.rows.commit(patches_of([image], task.views), provenance)
+                else:
+                    yield image
 
     with ThreadPoolExecutor(READ_THREADS) as readers, ThreadPoolExecutor(1) as writer:
         images = encode_images(
@@ -122,10 +137,10 @@ def build_unit(
             pool=readers,
             storage_options=task.storage_options,
             stopped=stopped,
+            stream=features.stream,
         )
-        provenance = {"build": task.build_id, "versions": versions()}
         commits: list[Future[str]] = []
-        for fragment in gather_fragments(finished(images), task.views, features.spec.dtype):
+        for fragment in gather_fragments(finished(images), task.views):
             _settle(commits)  # one fragment being written, one being filled: no more in memory
             commits.append(writer.submit(features.commit, fragment, provenance))
         _settle(commits)
@@ -135,6 +150,36 @@ def build_unit(
         n_flagged=tally.n_flagged,
         n_found=tally.n_found,
         failed=tuple(tally.failed),
+    )
+
+
+def _reembed(
+    task: UnitTask,
+    features: FeatureSet,
+    encoder: Encoder,
+    provenance: dict[str, Any],
+    on_image: Callable[[EncodedImage | Failure], None],
+    stopped: Callable[[], bool],
+) -> UnitResult:
+    """Carry out a unit of images that are there, and have changed."""
+    features.refresh()
+    embedded, failed = embed_again(
+        features,
+        task.replaces or "",
+        task.jobs,
+        encoder,
+        provenance=provenance,
+        storage_options=task.storage_options,
+        on_image=on_image,
+        stopped=stopped,
+    )
+    return UnitResult(
+        n_embedded=0,
+        n_patches=sum(image.n_patches for image in embedded),
+        n_flagged=sum(bool(image.selection.flags) for image in embedded),
+        n_found=0,  # they were there before, all of them
+        failed=tuple(failed),
+        reembedded=tuple(image.job.image_id for image in embedded),
     )
 
 

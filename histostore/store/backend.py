@@ -123,10 +123,11 @@ class RemoteBackend:
                 raise StorageError(f"{self.url}: no such bucket; create it first") from error
 
     def discard(self, paths: Iterable[str]) -> None:
-        """Remove objects; those that will not go are left to ``gc``."""
-        for path in paths:
-            with contextlib.suppress(Exception):
-                self._fs.rm_file(self._path(path))
+        """Remove objects; from the first on that will not go, they are left to ``gc``."""
+        # A storage that refuses once, after all of the driver's tries, refuses them all.
+        with contextlib.suppress(Exception):
+            for path in paths:
+                self.remove(path)
 
     def walk(self, folder: str) -> list[Entry]:
         """List all objects below a prefix, afresh."""

@@ -110,7 +110,8 @@ def chunks_of(name: str, layout: ArrayLayout) -> Iterator[Chunk]:
 def row_chunks(record: Record, path: str) -> list[Chunk]:
     """List the chunks of rows in an object; none where it holds no rows, as names and bounds."""
     name, _, leaf = path.partition("/")
-    if name not in ("embedding", "y", "x", "tissue") or leaf == "zarr.json":
+    numbers = ("embedding", "y", "x", "tissue", *record.columns)
+    if name not in numbers or leaf == "zarr.json":
         return []
     return [chunk for chunk in chunks_of(name, record.arrays[name]) if chunk.path == path]
 
@@ -180,9 +181,10 @@ def read_fragment(
         name: _read_array(
             backend, fragment_folder(feature_set, record.fragment_id), record, name, wanted
         )
-        for name in ("embedding", "y", "x", "tissue")
+        for name in ("embedding", "y", "x", "tissue", *record.columns)
     }
     return Fragment(
+        columns={name: arrays.pop(name) for name in record.columns},
         **arrays,
         augmentations=record.augmentations,
         image_ids=tuple(record.image_ids[at] for at in chosen),
@@ -225,7 +227,7 @@ def arrange(parts: Iterable[Fragment], image_ids: Sequence[str]) -> Fragment:
     ----------
     parts
         Fragments of one feature set, of the same views in the same order. Where several hold
-        an image, the first one's rows are taken.
+        an image, the first one's rows are taken. Columns are kept that all of them hold.
     image_ids
         Images, each of which a part holds.
 
@@ -247,6 +249,7 @@ def arrange(parts: Iterable[Fragment], image_ids: Sequence[str]) -> Fragment:
     def join_rows(name: str) -> NDArray[Any]:
         return np.concatenate([getattr(part, name)[bounds] for part, bounds in rows])
 
+    held = [name for name in chosen[0][0].columns if all(name in part.columns for part, _ in rows)]
     counts = [bounds.stop - bounds.start for _, bounds in rows]
     return Fragment(
         embedding=np.concatenate([part.embedding[:, bounds] for part, bounds in rows], axis=1),
@@ -258,6 +261,10 @@ def arrange(parts: Iterable[Fragment], image_ids: Sequence[str]) -> Fragment:
         tissue=join_rows("tissue"),
         sources=tuple(part.sources[at] for part, at in chosen),
         flags=tuple(part.flags[at] for part, at in chosen),
+        columns={
+            name: np.concatenate([part.columns[name][bounds] for part, bounds in rows])
+            for name in held
+        },
     )
 
 

@@ -69,7 +69,7 @@ def plan_merges(
 ) -> tuple[tuple[Record, ...], ...]:
     """Say which fragments to merge; pure.
 
-    Only fragments of the same views are merged, in their order, as many as stay within
+    Only fragments of the same views and columns are merged, in their order, as many as stay within
     ``target_bytes``. One that fills half of that alone stays as it is, and so does one with
     an image of which a fragment outside the group has the rows that count: after the merger,
     others might. Images that several of one group hold count once.
@@ -89,15 +89,13 @@ def plan_merges(
     """
     ordered = sorted(records, key=place_of)
     winners: dict[tuple[str, str], str] = {}
-    by_views: dict[tuple[str, ...], list[Record]] = defaultdict(list)
+    by_kind: dict[tuple[tuple[str, ...], frozenset[str]], list[Record]] = defaultdict(list)
     for record in ordered:
         for pair in product(record.image_ids, record.augmentations):
             winners.setdefault(pair, record.fragment_id)
         if n_bytes_of(record) * 2 <= target_bytes:
-            by_views[record.augmentations].append(record)
-    groups = [
-        group for alike in by_views.values() for group in _group(alike, winners, target_bytes)
-    ]
+            by_kind[record.augmentations, frozenset(record.columns)].append(record)
+    groups = [group for alike in by_kind.values() for group in _group(alike, winners, target_bytes)]
     return tuple(group for group in groups if len(group) > 1)
 
 

@@ -46,8 +46,12 @@ def lazy_dataset(backend: Backend, feature_set: str, plan: LoadPlan) -> xr.Datas
     codes = np.repeat(np.arange(len(plan.image_ids)), counts)
     names = np.array(plan.image_ids, dtype=object)
     y, x, tissue = (load_array(backend, feature_set, plan, name) for name in ("y", "x", "tissue"))
+    columns = {name: (_DIM, load_array(backend, feature_set, plan, name)) for name in plan.columns}
     dataset = xr.Dataset(
-        {"embedding": ((_DIM, "feature"), _lazy_embedding(backend, feature_set, plan))},
+        {
+            "embedding": ((_DIM, "feature"), _lazy_embedding(backend, feature_set, plan)),
+            **columns,
+        },
         coords={"tissue": (_DIM, tissue)},
         attrs={"feature_set": feature_set, "augmentation": plan.augmentation},
     )

@@ -13,8 +13,11 @@ from contextlib import contextmanager
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from histostore.store.layout import (
     ARRAYS,
+    COLUMN,
     ChunkPlan,
     join,
     metadata_path,
@@ -28,10 +31,10 @@ if TYPE_CHECKING:
     import zarr
     from numpy.typing import NDArray
 
-    from histostore.store.fragment import Fragment
+    from histostore.store.fragment import Patches
     from histostore.store.layout import Encoding
 
-__all__ = ["ArrayEncoder", "encoders"]
+__all__ = ["ArrayEncoder", "encode_embedding", "encode_patches"]
 
 _filters = threading.Lock()
 
@@ -53,57 +56,78 @@ class ArrayEncoder:
     Parameters
     ----------
     name
-        One of :data:`~histostore.store.layout.ARRAYS`.
-    values
-        The whole array; texts as an object array.
+        One of :data:`~histostore.store.layout.ARRAYS`, or a column's.
+    shape
+        Of the whole array.
+    dtype
+        Of its elements; object where they are texts.
+    plan
+        How to cut it.
     encoding
-        How to cut and pack it.
+        How to pack it.
     """
 
-    def __init__(self, name: str, values: NDArray[Any], encoding: Encoding) -> None:
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        *,
+        plan: ChunkPlan,
+        encoding: Encoding,
+    ) -> None:
         from zarr.storage import MemoryStore
 
         self.name = name
-        self._values = values
+        self.plan = plan
         self._memory: dict[str, Any] = {}
-        self._plan = _plan(values, encoding)
         with _unspecified_strings():
-            self._array = _create(MemoryStore(self._memory), name, values, self._plan, encoding)
+            self._array = _create(MemoryStore(self._memory), name, (shape, dtype), plan, encoding)
         self.metadata: dict[str, Any] = json.loads(self._take(metadata_path()))
 
-    def objects(self) -> Iterator[tuple[str, bytes]]:
+    @property
+    def head(self) -> tuple[str, bytes]:
+        """Path and content of the array's own ``zarr.json``."""
+        return metadata_path(self.name), json.dumps(self.metadata).encode()
+
+    def encode(self, corner: tuple[int, ...], values: NDArray[Any]) -> Iterator[tuple[str, bytes]]:
+        """Yield path and content of the shard whose first element lies at ``corner``."""
+        region = tuple(
+            slice(at, at + length) for at, length in zip(corner, values.shape, strict=True)
+        )
+        self._array[region] = values
+        for path in list(self._memory):
+            yield join(self.name, path), self._take(path)
+
+    def objects(self, values: NDArray[Any]) -> Iterator[tuple[str, bytes]]:
         """Yield path and content of each object, metadata first; one shard is held at a time."""
-        yield metadata_path(self.name), json.dumps(self.metadata).encode()
-        steps = self._plan.shard
-        starts = (range(0, n, step) for n, step in zip(self._values.shape, steps, strict=True))
+        yield self.head
+        steps = self.plan.shard
+        starts = (range(0, n, step) for n, step in zip(values.shape, steps, strict=True))
         for corner in product(*starts):
             region = tuple(slice(at, at + step) for at, step in zip(corner, steps, strict=True))
-            self._array[region] = self._values[region]
-            for path in list(self._memory):
-                yield join(self.name, path), self._take(path)
+            yield from self.encode(corner, values[region])
 
     def _take(self, path: str) -> bytes:
         content: bytes = self._memory.pop(path).to_bytes()
         return content
 
 
-def _plan(values: NDArray[Any], encoding: Encoding) -> ChunkPlan:
-    if values.ndim == 3:
-        views, patches, features = values.shape
-        return plan_chunks((views, patches, features), values.itemsize, encoding)
-    return plan_column(values.shape[0], values.itemsize, encoding)
-
-
 def _create(
-    memory: Any, name: str, values: NDArray[Any], plan: ChunkPlan, encoding: Encoding
+    memory: Any,
+    name: str,
+    elements: tuple[tuple[int, ...], np.dtype[Any]],
+    plan: ChunkPlan,
+    encoding: Encoding,
 ) -> zarr.Array[Any]:
     import zarr
     from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, VLenUTF8Codec, ZstdCodec
 
+    shape, dtype = elements
     checksum = Crc32cCodec()
-    serialiser: Any = VLenUTF8Codec() if values.dtype == object else BytesCodec()
+    serialiser: Any = VLenUTF8Codec() if dtype.hasobject else BytesCodec()
     codecs: list[Any] = [checksum]
-    if values.ndim == 3:
+    if len(shape) == 3:
         packing = [] if encoding.codec == "none" else [ZstdCodec(level=1)]
         serialiser = ShardingCodec(
             chunk_shape=plan.chunk,
@@ -112,11 +136,11 @@ def _create(
             index_location="start",
         )
         codecs = []
-    schema = ARRAYS[name]
+    schema = ARRAYS.get(name, COLUMN)
     return zarr.create_array(
         memory,
-        shape=values.shape,
-        dtype=str if values.dtype == object else values.dtype,
+        shape=shape,
+        dtype=str if dtype.hasobject else dtype,
         chunks=plan.shard,
         serializer=serialiser,
         compressors=codecs,
@@ -129,20 +153,29 @@ def _create(
     )
 
 
-def encoders(fragment: Fragment, encoding: Encoding) -> Iterator[ArrayEncoder]:
-    """Yield an encoder for each array of a fragment, the large one first.
+def encode_embedding(
+    embedding: NDArray[Any], encoding: Encoding
+) -> tuple[ArrayEncoder, NDArray[Any]]:
+    """Give an embedding with its encoder."""
+    views, patches, features = embedding.shape
+    plan = plan_chunks((views, patches, features), embedding.itemsize, encoding)
+    encoder = ArrayEncoder(
+        "embedding", embedding.shape, embedding.dtype, plan=plan, encoding=encoding
+    )
+    return encoder, embedding
 
-    Parameters
-    ----------
-    fragment
-        What to store.
-    encoding
-        How to cut and pack the arrays.
-    """
-    import numpy as np
 
-    yield ArrayEncoder("embedding", fragment.embedding, encoding)
-    yield ArrayEncoder("augmentation", np.array(fragment.augmentations, dtype=object), encoding)
-    yield ArrayEncoder("image_id", np.array(fragment.image_ids, dtype=object), encoding)
-    for name in ("offset", "y", "x", "tissue"):
-        yield ArrayEncoder(name, getattr(fragment, name), encoding)
+def encode_patches(
+    patches: Patches, encoding: Encoding
+) -> Iterator[tuple[ArrayEncoder, NDArray[Any]]]:
+    """Yield each array of a fragment but the embedding, with its encoder."""
+    arrays: dict[str, NDArray[Any]] = {
+        "augmentation": np.array(patches.augmentations, dtype=object),
+        "image_id": np.array(patches.image_ids, dtype=object),
+        **{name: getattr(patches, name) for name in ("offset", "y", "x", "tissue")},
+        **patches.columns,
+    }
+    for name, values in arrays.items():
+        plan = plan_column(len(values), values.itemsize, encoding)
+        encoder = ArrayEncoder(name, values.shape, values.dtype, plan=plan, encoding=encoding)
+        yield encoder, values

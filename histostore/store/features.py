@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +12,15 @@ from histostore.errors import CorruptError, FormatError, NotFound, OptionError
 from histostore.files import Source
 from histostore.store.layout import build_path, builds_folder, fragments_folder, metadata_path
 from histostore.store.layout import fragment_folder as folder_of
-from histostore.store.loading import Loaded, load_array, plan_load
+from histostore.store.loading import Bag, Loaded, load_array, plan_load
 from histostore.store.record import parse_build, parse_record
 from histostore.store.snapshot import Index, Snapshot
+from histostore.store.streaming import FragmentStream
 from histostore.store.writer import commit_fragment, put_build
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    import numpy as np
     import xarray as xr
     from numpy.typing import NDArray
 
@@ -33,26 +32,6 @@ if TYPE_CHECKING:
     from histostore.store.record import Record
 
 __all__ = ["Bag", "FeatureSet", "Sources"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Bag:
-    """One image's patches as a head sees them."""
-
-    image_id: str
-    """Which image."""
-
-    embedding: NDArray[Any]
-    """``(patch, feature)``, in the stored dtype."""
-
-    coords: NDArray[np.int32]
-    """``(patch, 2)`` int32: x and y of the top-left corner in level-0 pixels."""
-
-    tissue: NDArray[np.float32]
-    """``(patch,)`` float32: share of tissue, 0 to 1."""
-
-    def __len__(self) -> int:
-        return len(self.embedding)
 
 
 class FeatureSet:
@@ -131,6 +110,7 @@ class FeatureSet:
         """
         before = {record.fragment_id: record for record in self._state.committed}
         names = self._backend.names(fragments_folder(self.name))
+        digest = self.spec.digest
         fresh = [name for name in names if name not in before]
         contents = self._backend.read_many(
             [metadata_path(folder_of(self.name, name)) for name in fresh]
@@ -139,7 +119,7 @@ class FeatureSet:
         damaged: dict[str, FormatError] = {}
         for name, content in zip(fresh, contents, strict=True):
             try:
-                record = self._parse(name, content)
+                record = self._parse(name, content, digest)
             except FormatError as error:
                 damaged[name] = error
                 continue
@@ -158,10 +138,10 @@ class FeatureSet:
             )
             self._state = Snapshot(found.values())
 
-    def _parse(self, name: str, content: bytes | None) -> Record | None:
+    def _parse(self, name: str, content: bytes | None, digest: str) -> Record | None:
         if content is None:
             return None
-        record = parse_record(content, name, feature_set=self.spec.digest)
+        record = parse_record(content, name, feature_set=digest)
         if record is not None:
             self._check_embedding(record)
         return record
@@ -212,9 +192,23 @@ class FeatureSet:
             encoding=encoding,
             replaces=replaces,
         )
+        self._add(record)
+        return record.fragment_id
+
+    def stream(self, shape: tuple[int, int, int]) -> FragmentStream:
+        """Begin a fragment whose embedding, of this shape, is written while it is computed.
+
+        Raises
+        ------
+        OptionError
+            If the store is open for reading.
+        """
+        self._check_writable()
+        return FragmentStream(self._backend, self.spec, shape, committed=self._add)
+
+    def _add(self, record: Record) -> None:
         with self._lock:
             self._state = self._state.with_record(record)
-        return record.fragment_id
 
     def record_build(self, document: Mapping[str, Any]) -> str:
         """Keep what one build did and could not do; give its id.
@@ -283,6 +277,7 @@ class FeatureSet:
             offset=plan.offset,
             image_ids=plan.image_ids,
             read_column=read,
+            column_names=plan.columns,
         )
 
     def _read(self, plan: LoadPlan, name: str) -> NDArray[Any]:
@@ -318,6 +313,7 @@ class FeatureSet:
             embedding=loaded.embedding,
             coords=loaded.coords,
             tissue=loaded.tissue,
+            columns=dict(loaded.columns),
         )
 
     def to_xarray(self, augmentation: str = "identity") -> xr.Dataset:
@@ -325,7 +321,8 @@ class FeatureSet:
 
         ``embedding (patch, feature)`` is a dask array of which nothing is read yet, one
         block per stored chunk; ``image_id``, ``y``, ``x`` and ``tissue`` stand along
-        ``patch``, in memory. Images and places are selected by label::
+        ``patch``, in memory, and so do further columns that were stored. Images and places
+        are selected by label::
 
             ds.sel(image_id="image-7")
             ds.sel(image_id=["image-7", "image-9"])
@@ -372,18 +369,17 @@ class Sources(Mapping[str, Source]):
     """Image id to the source that the first fragment holding the image recorded."""
 
     def __init__(self, snapshot: Snapshot) -> None:
-        self._first: dict[str, tuple[int, int]] = {}
-        self._records = snapshot.records
-        for at, record in enumerate(snapshot.records):
-            for image, image_id in enumerate(record.image_ids):
-                self._first.setdefault(image_id, (at, image))
+        self.documents: dict[str, Mapping[str, Any]] = {}
+        """The same as JSON: 100,000 of them are compared at once by every build."""
+        for record in snapshot.records:
+            for image_id, document in zip(record.image_ids, record.source_documents, strict=True):
+                self.documents.setdefault(image_id, document)
 
     def __getitem__(self, image_id: str) -> Source:
-        at, image = self._first[image_id]
-        return self._records[at].source(image)
+        return Source.from_json(self.documents[image_id])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._first)
+        return iter(self.documents)
 
     def __len__(self) -> int:
-        return len(self._first)
+        return len(self.documents)

@@ -2,25 +2,89 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from histostore.errors import FormatError, summarise
+from histostore.store.layout import is_column_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
     from histostore.files import Source
 
-__all__ = ["Fragment"]
+__all__ = ["Fragment", "Patches"]
+
+_CHECKED_ROWS = 4096
+"""Rows looked at in one go: what is thought about an embedding is smaller than it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Fragment:
+class Patches:
+    """What a fragment holds beside the embedding.
+
+    Rows of image *i* are ``offset[i]:offset[i + 1]`` of every array along ``patch``.
+
+    Raises
+    ------
+    FormatError
+        If the parts do not fit each other; ``problems`` lists everything found.
+    """
+
+    augmentations: tuple[str, ...]
+    """Names of the views, in the order of the embedding's first axis."""
+
+    image_ids: tuple[str, ...]
+    """One per image, distinct."""
+
+    offset: NDArray[np.int64]
+    """``(image + 1)``, from 0 to the number of patches, rising: no image is empty."""
+
+    y: NDArray[np.int32]
+    """``(patch,)``, top edge in level-0 pixels."""
+
+    x: NDArray[np.int32]
+    """``(patch,)``, left edge in level-0 pixels."""
+
+    tissue: NDArray[np.float32]
+    """``(patch,)``, share of tissue, 0 to 1."""
+
+    sources: tuple[Source, ...]
+    """One per image: the file as it was when it was read."""
+
+    flags: tuple[tuple[str, ...], ...]
+    """One per image: what was odd about it, as ``no-tissue`` or ``small-image``."""
+
+    columns: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """By name, ``(patch,)`` float32, finite: what else is known of each patch."""
+
+    def __post_init__(self) -> None:
+        problems = list(_problems(self))
+        if problems:
+            raise FormatError(summarise("fragment", problems), problems=problems)
+
+    @property
+    def n_images(self) -> int:
+        """Images held."""
+        return len(self.image_ids)
+
+    @property
+    def n_patches(self) -> int:
+        """Patches held, of all images together, counted once for all views."""
+        return len(self.tissue)
+
+    def with_embedding(self, embedding: NDArray[Any]) -> Fragment:
+        """Make it a fragment."""
+        parts = {each.name: getattr(self, each.name) for each in fields(Patches)}
+        return Fragment(embedding=embedding, **parts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Fragment(Patches):
     """Embeddings of some images in one feature set, in one or more views.
 
     Rows of image *i* are ``offset[i]:offset[i + 1]`` of every array along ``patch``.
@@ -51,40 +115,6 @@ class Fragment:
     embedding: NDArray[Any]
     """``(augmentation, patch, feature)``, float16 or float32, finite."""
 
-    augmentations: tuple[str, ...]
-    """Names of the views, in the order of the first axis."""
-
-    image_ids: tuple[str, ...]
-    """One per image, distinct."""
-
-    offset: NDArray[np.int64]
-    """``(image + 1)``, from 0 to the number of patches, rising: no image is empty."""
-
-    y: NDArray[np.int32]
-    """``(patch,)``, top edge in level-0 pixels."""
-
-    x: NDArray[np.int32]
-    """``(patch,)``, left edge in level-0 pixels."""
-
-    tissue: NDArray[np.float32]
-    """``(patch,)``, share of tissue, 0 to 1."""
-
-    sources: tuple[Source, ...]
-    """One per image: the file as it was when it was read."""
-
-    flags: tuple[tuple[str, ...], ...]
-    """One per image: what was odd about it, as ``no-tissue`` or ``small-image``."""
-
-    def __post_init__(self) -> None:
-        problems = list(_problems(self))
-        if problems:
-            raise FormatError(summarise("fragment", problems), problems=problems)
-
-    @property
-    def n_images(self) -> int:
-        """Images held."""
-        return len(self.image_ids)
-
     @property
     def n_patches(self) -> int:
         """Patches held, of all images together, counted once for all views."""
@@ -96,22 +126,27 @@ class Fragment:
         return int(self.embedding.shape[2])
 
 
-def _problems(fragment: Fragment) -> Iterator[str]:
+def _problems(fragment: Patches) -> Iterator[str]:
     """Yield all that is wrong: names first, and the arrays only where names are sound."""
     yield from _name_problems("image_ids", fragment.image_ids)
     yield from _name_problems("augmentations", fragment.augmentations)
     n_images = len(fragment.image_ids)
-    for field in ("sources", "flags"):
-        count = len(getattr(fragment, field))
+    for name in ("sources", "flags"):
+        count = len(getattr(fragment, name))
         if count != n_images:
-            yield f"{field} has {count} entries for {n_images} images"
-    if fragment.embedding.ndim != 3:
-        yield f"embedding has shape {fragment.embedding.shape}, not (augmentation, patch, feature)"
-        return
-    yield from _embedding_problems(fragment)
+            yield f"{name} has {count} entries for {n_images} images"
+    if isinstance(fragment, Fragment):
+        if fragment.embedding.ndim != 3:
+            yield f"embedding has shape {fragment.embedding.shape}, not (augmentation, patch, feature)"
+            return
+        yield from _embedding_problems(fragment)
     yield from _offset_problems(fragment.offset, n_images, fragment.n_patches)
-    for field, kind in (("y", np.int32), ("x", np.int32), ("tissue", np.float32)):
-        yield from _column_problems(field, getattr(fragment, field), kind, fragment.n_patches)
+    for name, kind in (("y", np.int32), ("x", np.int32), ("tissue", np.float32)):
+        yield from _column_problems(name, getattr(fragment, name), kind, fragment.n_patches)
+    for name, column in fragment.columns.items():
+        if not is_column_name(name):
+            yield f"columns holds {name!r}: a name is like 'sharpness', and not one in use"
+        yield from _column_problems(name, column, np.float32, fragment.n_patches)
 
 
 def _name_problems(field: str, names: tuple[str, ...]) -> Iterator[str]:
@@ -138,10 +173,14 @@ def _embedding_problems(fragment: Fragment) -> Iterator[str]:
     embedding = fragment.embedding
     if embedding.dtype not in (np.dtype(np.float16), np.dtype(np.float32)):
         yield f"embedding is {embedding.dtype}, not float16 or float32"
-    elif not np.isfinite(embedding).all():
+    else:
         # NaN is what an absent chunk reads as, so that it can never pass for a number.
-        view, patch = np.argwhere(~np.isfinite(embedding).all(axis=2))[0]
-        yield f"embedding is not finite at augmentation {view}, patch {patch}"
+        for start in range(0, embedding.shape[1], _CHECKED_ROWS):
+            finite = np.isfinite(embedding[:, start : start + _CHECKED_ROWS]).all(axis=2)
+            if not finite.all():
+                view, patch = np.argwhere(~finite)[0]
+                yield f"embedding is not finite at augmentation {view}, patch {start + patch}"
+                break
     if embedding.shape[0] != len(fragment.augmentations):
         yield f"embedding has {embedding.shape[0]} views for {len(fragment.augmentations)} names"
     if embedding.shape[2] < 1:
@@ -165,5 +204,8 @@ def _column_problems(
     elif field == "tissue":
         if not ((column >= 0) & (column <= 1)).all():
             yield "tissue lies outside 0 to 1"
-    elif n_patches and column.min() < 0:
-        yield f"{field} is negative; patches lie inside the image"
+    elif field in ("y", "x"):
+        if n_patches and column.min() < 0:
+            yield f"{field} is negative; patches lie inside the image"
+    elif not np.isfinite(column).all():
+        yield f"{field} is not finite at patch {int(np.argmax(~np.isfinite(column)))}"

@@ -2,7 +2,7 @@
 
 What a builder at work has written looks just like what a killed one has left, so age decides:
 the time since the newest object of a fragment was written, by the clock of the storage, and
-the time since its id was made. A writer, for its part, does not commit what took it longer
+the time since its id was made. A writer, for its part, does not commit what lay still for longer
 than :data:`~histostore.store.writer.COMMIT_SECONDS`.
 """
 

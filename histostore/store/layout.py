@@ -25,8 +25,10 @@ __all__ = [
     "ARRAYS",
     "CHUNK_BYTES",
     "CODECS",
+    "COLUMN",
     "FORMAT",
     "SHARD_BYTES",
+    "STREAM_BYTES",
     "ArraySchema",
     "ChunkPlan",
     "Encoding",
@@ -35,12 +37,15 @@ __all__ = [
     "fragment_folder",
     "fragments_folder",
     "id_seconds",
+    "is_column",
+    "is_column_name",
     "is_id",
     "join",
     "metadata_path",
     "new_id",
     "plan_chunks",
     "plan_column",
+    "plan_stream",
 ]
 
 FORMAT = 1
@@ -52,11 +57,16 @@ CHUNK_BYTES = 4 * 2**20
 SHARD_BYTES = 64 * 2**20
 """An embedding shard, one object in a bucket, holds at most about this much."""
 
+STREAM_BYTES = 8 * 2**20
+"""A shard of an embedding that is written while it is computed holds at most about this much:
+a handful of them are in memory at a time."""
+
 CODECS = ("none", "zstd")
 """What may stand between the bytes of an embedding's chunk and their checksum."""
 
 _METADATA = "zarr.json"
 _ID = re.compile(r"[0-9a-f]{12}-[0-9a-f]{16}")
+_COLUMN_NAME = re.compile(r"[a-z][a-z0-9-]*")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +97,11 @@ ARRAYS = {
 }
 """The arrays of a fragment, by name. ``offset`` has one entry more than there are images,
 hence an axis of its own."""
+
+COLUMN = ArraySchema(dimensions=("patch",), kind="float32", fill=math.nan)
+"""A column per patch, of which a fragment may hold any number beside :data:`ARRAYS`."""
+
+_TAKEN = ARRAYS.keys() | {axis for schema in ARRAYS.values() for axis in schema.dimensions}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,6 +187,42 @@ def plan_chunks(
     return ChunkPlan(chunk=(1, rows, n_features), shard=(views, rows * per_view, n_features))
 
 
+def plan_stream(
+    shape: tuple[int, int, int],
+    itemsize: int,
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+    shard_bytes: int = STREAM_BYTES,
+) -> ChunkPlan:
+    """Cut an embedding whose rows come one after the other, all views of each together.
+
+    A shard spans all views, so that it is complete once its last row is.
+
+    Parameters
+    ----------
+    shape
+        ``(augmentation, patch, feature)``, all at least 1.
+    itemsize
+        Bytes of one element.
+    chunk_bytes, shard_bytes
+        Sizes to aim at.
+
+    Examples
+    --------
+    >>> plan_stream((1, 150_000, 1024), 2)
+    ChunkPlan(chunk=(1, 2028, 1024), shard=(1, 4056, 1024))
+    >>> plan_stream((8, 150_000, 1024), 2)
+    ChunkPlan(chunk=(1, 512, 1024), shard=(8, 512, 1024))
+    """
+    n_views, n_patches, n_features = shape
+    row_bytes = n_features * itemsize
+    limit = max(1, min(chunk_bytes, shard_bytes // n_views) // row_bytes)
+    rows = _even(n_patches, limit)
+    n_chunks = math.ceil(n_patches / rows)
+    per_shard = _even(n_chunks, max(1, shard_bytes // (n_views * rows * row_bytes)))
+    return ChunkPlan(chunk=(1, rows, n_features), shard=(n_views, rows * per_shard, n_features))
+
+
 def _even(total: int, limit: int) -> int:
     """Give the part size, at most ``limit``, that cuts ``total`` into equal parts."""
     return math.ceil(total / math.ceil(total / min(limit, total)))
@@ -248,6 +299,22 @@ def id_seconds(name: str) -> float:
     5.0
     """
     return int(name.partition("-")[0], 16) / 1000
+
+
+def is_column_name(name: str) -> bool:
+    """Say whether a column per patch may have a name: no array's of the seven, no axis's.
+
+    Examples
+    --------
+    >>> is_column_name("sharpness"), is_column_name("tissue"), is_column_name("Sharp/ness")
+    (True, False, False)
+    """
+    return _COLUMN_NAME.fullmatch(name) is not None and name not in _TAKEN
+
+
+def is_column(name: str, kind: str, shape: tuple[int, ...]) -> bool:
+    """Say whether an array beside :data:`ARRAYS` is a column per patch."""
+    return is_column_name(name) and kind == COLUMN.kind and len(shape) == 1
 
 
 def is_id(name: str) -> bool:

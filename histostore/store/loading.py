@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histostore.store.layout import fragment_folder
+from histostore.store.layout import COLUMN, fragment_folder, is_column_name
 from histostore.store.shards import plan_reads, read_rows
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from histostore.store.shards import Run
     from histostore.store.snapshot import Snapshot
 
-__all__ = ["LoadPlan", "Loaded", "load_array", "plan_load"]
+__all__ = ["Bag", "Columns", "LoadPlan", "Loaded", "load_array", "plan_load"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +44,11 @@ class LoadPlan:
 
     template: Record
     """A fragment that has the view: what the arrays are like, where no row is wanted."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns per patch that at least one of the fragments holds."""
+        return tuple(dict.fromkeys(name for record, _ in self.parts for name in record.columns))
 
 
 def plan_load(snapshot: Snapshot, image_ids: Sequence[str], augmentation: str) -> LoadPlan:
@@ -108,12 +114,13 @@ def load_array(backend: Backend, feature_set: str, plan: LoadPlan, name: str) ->
     plan
         What to read.
     name
-        ``embedding``, ``y``, ``x`` or ``tissue``.
+        ``embedding``, ``y``, ``x``, ``tissue``, or a column per patch.
 
     Returns
     -------
     rows
-        ``(patch, feature)`` of the embedding, ``(patch,)`` of the others; stored dtype.
+        ``(patch, feature)`` of the embedding, ``(patch,)`` of the others; stored dtype. NaN
+        in those rows of a column of which the fragment does not hold it.
 
     Raises
     ------
@@ -122,10 +129,16 @@ def load_array(backend: Backend, feature_set: str, plan: LoadPlan, name: str) ->
     StorageError
         If the storage refuses.
     """
-    template = plan.template.arrays[name]
-    result = np.empty((int(plan.offset[-1]), *template.shape[2:]), template.kind)
+    n_rows = int(plan.offset[-1])
+    if is_column_name(name):
+        result: NDArray[Any] = np.full(n_rows, COLUMN.fill, COLUMN.kind)
+    else:
+        template = plan.template.arrays[name]
+        result = np.empty((n_rows, *template.shape[2:]), template.kind)
     jobs = []
     for record, runs in plan.parts:
+        if is_column_name(name) and name not in record.columns:
+            continue
         layout = record.arrays[name]
         folder = fragment_folder(feature_set, record.fragment_id)
         wide = len(layout.shape) == 3
@@ -158,6 +171,29 @@ def _exhaust(results: Iterable[None]) -> None:
         pass
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Bag:
+    """One image's patches as a head sees them."""
+
+    image_id: str
+    """Which image."""
+
+    embedding: NDArray[Any]
+    """``(patch, feature)``, in the stored dtype."""
+
+    coords: NDArray[np.int32]
+    """``(patch, 2)`` int32: x and y of the top-left corner in level-0 pixels."""
+
+    tissue: NDArray[np.float32]
+    """``(patch,)`` float32: share of tissue, 0 to 1."""
+
+    columns: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """What else was stored of each patch: name to ``(patch,)`` float32."""
+
+    def __len__(self) -> int:
+        return len(self.embedding)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
     """Rows of many images in memory; places are read when they are first asked for."""
@@ -172,7 +208,10 @@ class Loaded:
     """In the order of the rows."""
 
     read_column: Callable[[str], NDArray[Any]]
-    """Reads ``y``, ``x`` or ``tissue`` of the same rows."""
+    """Reads ``y``, ``x``, ``tissue`` or a column of the same rows."""
+
+    column_names: tuple[str, ...] = ()
+    """Columns per patch that were stored with at least one of the images."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -186,3 +225,33 @@ class Loaded:
     def tissue(self) -> NDArray[np.float32]:
         """``(patch,)`` float32: share of tissue, 0 to 1."""
         return self.read_column("tissue")
+
+    @cached_property
+    def columns(self) -> Columns:
+        """What else was stored of each patch, by name; NaN in rows of which it was not."""
+        return Columns(self.column_names, self.read_column)
+
+
+class Columns(Mapping[str, "NDArray[np.float32]"]):
+    """Columns per patch, ``(patch,)`` float32 each, by name; read when first asked for."""
+
+    def __init__(self, names: Sequence[str], read: Callable[[str], NDArray[Any]]) -> None:
+        self._names = dict.fromkeys(names)
+        self._read = read
+        self._held: dict[str, NDArray[np.float32]] = {}
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        if name not in self._held:
+            if name not in self._names:
+                raise KeyError(name)
+            self._held[name] = self._read(name)
+        return self._held[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -171,15 +171,35 @@ class Store(Mapping[str, FeatureSet]):
         NotFound
             If there is none of this name, or none at all; lists what is there.
         Ambiguous
-            If no name is given and there are several; lists them.
+            If no name is given and there are several; lists them. Those without any image,
+            as builds leave that could embed nothing, count only where there are no others.
         """
         if name is not None:
             return self[name]
         if not self:
             raise NotFound(f"{self.url} holds no feature set yet; histostore build makes one")
-        if len(self) > 1:
-            raise Ambiguous(f"{self.url} holds several feature sets, name one: {', '.join(self)}")
-        return self[next(iter(self))]
+        if len(self) == 1:
+            return self[next(iter(self))]
+        filled = [each for each in self if not self.is_empty(each)]
+        if len(filled) == 1:
+            return self[filled[0]]
+        names = ", ".join(filled or self)
+        raise Ambiguous(f"{self.url} holds several feature sets, name one: {names}")
+
+    def is_empty(self, name: str) -> bool:
+        """Say whether a feature set has no image yet: builds that fail leave such ones.
+
+        Raises
+        ------
+        NotFound
+            If there is none of this name.
+        StorageError
+            If the storage refuses.
+        """
+        try:
+            return not self[name].image_ids
+        except FormatError:
+            return False  # damaged, which is more than nothing
 
     def create_feature_set(self, spec: FeatureSpec) -> FeatureSet:
         """Give the feature set of a specification, made if it is not there.

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from histostore.errors import CorruptError, FormatError, VersionError, summarise
 from histostore.files import Source
-from histostore.store.layout import ARRAYS, FORMAT
+from histostore.store.layout import ARRAYS, FORMAT, is_column
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from histostore.store.fragment import Fragment
+    from histostore.store.fragment import Patches
 
 __all__ = [
     "BLANK_DIGEST",
@@ -116,6 +116,11 @@ class Record:
     replaces: tuple[str, ...] = ()
     """Fragments that do not count any more since this one is there."""
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns per patch; arrays of any other kind are not looked at."""
+        return tuple(name for name, at in self.arrays.items() if is_column(name, at.kind, at.shape))
+
     def source(self, image: int) -> Source:
         """Give the source of the image at position ``image``, as it was when it was read."""
         return Source.from_json(self.source_documents[image])
@@ -141,7 +146,7 @@ def check_format(found: object, subject: str) -> None:
 
 
 def encode_record(
-    fragment: Fragment,
+    fragment: Patches,
     fragment_id: str,
     *,
     feature_set: str,
@@ -385,7 +390,7 @@ def _problems(
         "augmentation": (len(record.augmentations),),
         "image_id": (n_images,),
         "offset": (n_images + 1,),
-        **dict.fromkeys(("y", "x", "tissue"), (n_patches,)),
+        **dict.fromkeys(("y", "x", "tissue", *record.columns), (n_patches,)),
     }
     for name, shape in shapes.items():
         if record.arrays[name].shape != shape:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from numpy.typing import NDArray
 
@@ -122,6 +122,10 @@ class Index(Mapping[tuple[str, str], tuple["Record", slice]]):
         if not isinstance(key, tuple) or len(key) != 2:
             return False
         return key[0] in self._snapshot.places(key[1])
+
+    def of_view(self, augmentation: str) -> Collection[str]:
+        """Give the images that have a view; to ask it 100,000 times costs little."""
+        return self._snapshot.places(augmentation).keys()
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         for augmentation in self._snapshot.augmentations:

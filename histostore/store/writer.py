@@ -12,10 +12,10 @@ import json
 import logging
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from histostore.errors import HistostoreError, OptionError, StorageError
-from histostore.store.encoding import encoders
+from histostore.store.encoding import encode_embedding, encode_patches
 from histostore.store.layout import (
     Encoding,
     build_path,
@@ -35,19 +35,30 @@ from histostore.store.record import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
     from concurrent.futures import Future
+
+    from numpy.typing import NDArray
 
     from histostore.spec import FeatureSpec
     from histostore.store.backend import Backend
-    from histostore.store.fragment import Fragment
+    from histostore.store.encoding import ArrayEncoder
+    from histostore.store.fragment import Fragment, Patches
 
-__all__ = ["COMMIT_SECONDS", "commit_fragment", "put_build", "put_feature_set", "put_store"]
+__all__ = [
+    "COMMIT_SECONDS",
+    "FragmentWriter",
+    "check_provenance",
+    "commit_fragment",
+    "put_build",
+    "put_feature_set",
+    "put_store",
+]
 
 logger = logging.getLogger(__name__)
 
 COMMIT_SECONDS = 6 * 3600.0
-"""A writer that took longer between its first object and its record gives up; see ``gc``."""
+"""A writer that took longer between one object and the next gives up; see ``gc``."""
 
 
 def put_store(backend: Backend) -> None:
@@ -124,53 +135,150 @@ def commit_fragment(
         then the fragment does not count.
     """
     _check(fragment, spec)
+    check_provenance(provenance)
+    encoding = encoding or Encoding()
+    with FragmentWriter(backend, spec) as writer:
+        for encoder, values in (
+            encode_embedding(fragment.embedding, encoding),
+            *encode_patches(fragment, encoding),
+        ):
+            writer.add_array(encoder, values)
+        return writer.commit(fragment, provenance=provenance, replaces=replaces)
+
+
+def check_provenance(provenance: Mapping[str, Any]) -> None:
+    """Refuse, before anything is written, what no record can hold.
+
+    Raises
+    ------
+    OptionError
+        If it is not JSON.
+    """
     _json(provenance, "the provenance of a fragment")
-    began = time.time()
-    fragment_id = new_id()
-    folder = fragment_folder(spec.name, fragment_id)
-    metadata: dict[str, Any] = {}
-    objects: dict[str, StoredObject] = {}
-    try:
-        with ThreadPoolExecutor(backend.threads) as pool:
-            writes: set[Future[None]] = set()
-            for path, content in _objects(fragment, encoding or Encoding(), metadata):
-                objects[path] = StoredObject(n_bytes=len(content), sha256=_sha256(content))
-                writes.add(pool.submit(backend.write, join(folder, path), content))
-                # At most one object per thread is held: memory does not grow with the fragment.
-                if len(writes) >= backend.threads:
-                    writes = _settled(writes, FIRST_COMPLETED)
-            _settled(writes, "ALL_COMPLETED")
-        backend.settle(join(folder, path) for path in objects)
-        _check_pace(time.time() - began, fragment_id)
-    except BaseException:
+
+
+class FragmentWriter:
+    """A fragment on its way: objects written one by one, and the record that makes it count.
+
+    As a context it removes what was written if it is left by an error before the record.
+
+    Parameters
+    ----------
+    backend
+        Where the store lies.
+    spec
+        The feature set's specification.
+    at_once
+        Objects under way at most, that is, held in memory; as many as the storage likes if
+        None.
+    """
+
+    def __init__(self, backend: Backend, spec: FeatureSpec, *, at_once: int | None = None) -> None:
+        self.fragment_id = new_id()
+        self._backend = backend
+        self._spec = spec
+        self._folder = fragment_folder(spec.name, self.fragment_id)
+        self._metadata: dict[str, Any] = {}
+        self._objects: dict[str, StoredObject] = {}
+        self._last: float | None = None
+        self._at_once = min(at_once or backend.threads, backend.threads)
+        # Its threads begin with the first object.
+        self._pool = ThreadPoolExecutor(self._at_once)
+        self._writes: set[Future[None]] = set()
+        self._ended = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self.discard()
+
+    def add_array(self, encoder: ArrayEncoder, values: NDArray[Any]) -> None:
+        """Write all objects of an array."""
+        self._metadata[encoder.name] = encoder.metadata
+        for path, content in encoder.objects(values):
+            self._add(path, content)
+
+    def add_head(self, encoder: ArrayEncoder) -> None:
+        """Write the metadata of an array of which the shards come later."""
+        self._metadata[encoder.name] = encoder.metadata
+        self._add(*encoder.head)
+
+    def add_shard(
+        self, encoder: ArrayEncoder, corner: tuple[int, ...], values: NDArray[Any]
+    ) -> None:
+        """Write one shard of an array."""
+        for path, content in encoder.encode(corner, values):
+            self._add(path, content)
+
+    def _add(self, path: str, content: bytes) -> None:
+        self._check_pace()
+        self._objects[path] = StoredObject(
+            n_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
+        )
+        target = join(self._folder, path)
+        self._writes.add(self._pool.submit(self._backend.write, target, content))
+        # No more objects than these are held: memory does not grow with the fragment.
+        if len(self._writes) >= self._at_once:
+            self._writes = _settled(self._writes, FIRST_COMPLETED)
+
+    def commit(
+        self, patches: Patches, *, provenance: Mapping[str, Any], replaces: Iterable[str] = ()
+    ) -> Record:
+        """Make all that was written durable, and put the record.
+
+        Raises
+        ------
+        StorageError
+            If the storage refuses, or took so long that objects may have been cleared away.
+        """
+        _settled(self._writes, "ALL_COMPLETED")
+        self._pool.shutdown()
+        self._backend.settle(join(self._folder, path) for path in self._objects)
+        self._check_pace()
+        content = encode_record(
+            patches,
+            self.fragment_id,
+            feature_set=self._spec.digest,
+            metadata=self._metadata,
+            objects=self._objects,
+            provenance=provenance,
+            replaces=replaces,
+        )
+        record = parse_record(content, self.fragment_id, feature_set=self._spec.digest)
+        if record is None:
+            raise HistostoreError(f"fragment {self.fragment_id}: its own commit record is not one")
+        # If this put fails, it may still have happened: the objects stay, for gc to judge.
+        self._ended = True
+        self._backend.put(metadata_path(self._folder), content)
+        logger.info(
+            "committed fragment %s of %s: %d images",
+            self.fragment_id,
+            self._spec.name,
+            patches.n_images,
+        )
+        return record
+
+    def discard(self) -> None:
+        """Remove what was written; without effect once the record was put."""
+        if self._ended:
+            return
+        self._ended = True
+        self._pool.shutdown(cancel_futures=True)
         # The record has not been put, so nobody can have seen these.
-        backend.discard([join(folder, path) for path in objects])
-        raise
-    content = encode_record(
-        fragment,
-        fragment_id,
-        feature_set=spec.digest,
-        metadata=metadata,
-        objects=objects,
-        provenance=provenance,
-        replaces=replaces,
-    )
-    record = parse_record(content, fragment_id, feature_set=spec.digest)
-    if record is None:
-        raise HistostoreError(f"fragment {fragment_id}: its own commit record is not one")
-    # If this put fails, it may still have happened: the objects stay, for gc to judge.
-    backend.put(metadata_path(folder), content)
-    logger.info("committed fragment %s of %s: %d images", fragment_id, spec.name, fragment.n_images)
-    return record
+        self._backend.discard([join(self._folder, path) for path in self._objects])
 
-
-def _objects(
-    fragment: Fragment, encoding: Encoding, metadata: dict[str, Any]
-) -> Iterator[tuple[str, bytes]]:
-    """Yield every object but the record; fill in the metadata of each array on the way."""
-    for encoder in encoders(fragment, encoding):
-        metadata[encoder.name] = encoder.metadata
-        yield from encoder.objects()
+    def _check_pace(self) -> None:
+        """Refuse to go on where ``gc`` may have taken this for what a dead writer left."""
+        now = time.time()
+        seconds = 0.0 if self._last is None else now - self._last
+        self._last = now
+        if seconds > COMMIT_SECONDS:
+            raise StorageError(
+                f"fragment {self.fragment_id} lay still for {seconds / 3600:.1f} hours, was the "
+                "machine asleep? What was written may be gone: run the same again"
+            )
 
 
 def _settled(writes: set[Future[None]], when: str) -> set[Future[None]]:
@@ -190,21 +298,8 @@ def _check(fragment: Fragment, spec: FeatureSpec) -> None:
         )
 
 
-def _check_pace(seconds: float, fragment_id: str) -> None:
-    """Refuse to commit what ``gc`` may take for the leavings of a writer that is long dead."""
-    if seconds > COMMIT_SECONDS:
-        raise StorageError(
-            f"fragment {fragment_id} took {seconds / 3600:.1f} hours to write, was the machine "
-            "asleep? What was written may be gone: run the same again"
-        )
-
-
 def _json(document: Mapping[str, Any], subject: str) -> bytes:
     try:
         return json.dumps(dict(document), allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise OptionError(f"{subject} is not JSON: {error}") from error
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -177,6 +177,22 @@ def test_no_message_holds_a_credential(secret):
     assert secret not in rest
 
 
+@pytest.mark.parametrize("words", [(), (None,), ("",)])
+def test_where_a_driver_has_no_words_the_code_of_the_service_is_said(words):
+    class Refused(Exception):
+        response = {  # noqa: RUF012 - as botocore's errors have it
+            "Error": {"Code": "SignatureDoesNotMatch"},
+            "ResponseMetadata": {"HTTPStatusCode": 403},
+        }
+
+    with pytest.raises(StorageError) as caught, driver_errors("s3://bucket/a"):
+        raise PermissionError(*words) from Refused()
+    assert str(caught.value) == "s3://bucket/a: the service answers SignatureDoesNotMatch (403)"
+    with pytest.raises(StorageError) as caught, driver_errors("s3://bucket/a"):
+        raise PermissionError(*words)
+    assert str(caught.value) == "s3://bucket/a: PermissionError"
+
+
 def test_our_own_errors_pass_through():
     original = HistostoreError("already said")
     with pytest.raises(HistostoreError) as caught, driver_errors("memory://x"):

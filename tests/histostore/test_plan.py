@@ -12,12 +12,16 @@ from histostore.views import VIEWS
 IDS = st.lists(st.text(min_size=1, max_size=8), unique=True, max_size=40)
 
 
+def by_view(pairs):
+    return {view: {image for image, other in pairs if other == view} for _, view in pairs}
+
+
 @given(IDS, st.sets(st.sampled_from(VIEWS), min_size=1), st.integers(1, 7), st.data())
 def test_the_plan_holds_each_missing_pair_once_and_no_other(ids, views, unit_images, data):
     views = tuple(sorted(views))
     pairs = [(image_id, view) for image_id in ids for view in views]
     committed = set(data.draw(st.lists(st.sampled_from(pairs)))) if pairs else set()
-    plan = plan_build(ids, committed, views, unit_images=unit_images)
+    plan = plan_build(ids, by_view(committed), views, unit_images=unit_images)
     planned = [(ids[row], view) for unit in plan.units for row in unit.rows for view in unit.views]
     assert len(planned) == len(set(planned))
     assert set(planned) == set(pairs) - committed
@@ -27,19 +31,19 @@ def test_the_plan_holds_each_missing_pair_once_and_no_other(ids, views, unit_ima
 
 @given(IDS)
 def test_nothing_is_planned_where_all_is_committed(ids):
-    plan = plan_build(ids, {(image_id, "identity") for image_id in ids}, ("identity",))
+    plan = plan_build(ids, {"identity": set(ids)}, ("identity",))
     assert plan.units == ()
     assert plan.n_done == len(ids)
 
 
 def test_a_changed_source_is_reported_and_a_moved_one_is_not():
-    then = {name: Source(url=f"/old/{name}", size=1, version="1") for name in "abc"}
+    then = {name: {"url": f"/old/{name}", "size": 1, "version": "1"} for name in "abc"}
     now = {
         "a": Source(url="/new/a", size=1, version="1"),
         "b": Source(url="/old/b", size=2, version="1"),
         "c": Source(url="/old/c", size=1, version="2"),
     }
-    done = {(name, "identity") for name in "abc"}
+    done = {"identity": set("abc")}
     plan = plan_build(["a", "b", "c"], done, ("identity",), sources=now, recorded=then)
     assert plan.changed == ("b", "c")
     assert plan.units == ()

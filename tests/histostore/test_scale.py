@@ -59,10 +59,10 @@ def test_a_hundred_thousand_images_are_planned_by_one_request_per_fragment():
     again = FeatureSet(counted, features.spec, writable=True)
     plan = plan_build(
         ids,
-        again.index.keys(),
+        {"identity": again.index.of_view("identity")},
         ("identity",),
         sources=dict(zip(ids, sources, strict=True)),
-        recorded=again.sources,
+        recorded=again.sources.documents,
     )
     seconds = time.perf_counter() - began
     assert (plan.n_done, plan.n_todo, plan.changed) == (100_000, 0, ())
