@@ -17,6 +17,9 @@ _LIBRARIES = (
     "zarr",
     "torch",
     "timm",
+    "tensorflow-cpu",
+    "tensorflow",
+    "openslide-bin",
     "scikit-learn",
     "lightgbm",
 )

@@ -77,6 +77,11 @@ class Recipe:
     gradient_clip: float | None = number(5.0, "largest gradient norm", positive=True, optional=True)
     epochs: int = whole(60, "passes over the training bags", low=1, high=100_000)
     batch_size: int = whole(32, "bags per step", low=1, high=1_000_000)
+    precision: str = choice(
+        "float32",
+        "of matrix products while training; bfloat16 is mixed precision",
+        among=("float32", "bfloat16"),
+    )
     sampler: str = choice(
         "shuffle",
         "each bag once an epoch, or drawn with replacement so that classes come alike",
@@ -267,7 +272,7 @@ def recipe(name: str = "default", **overrides: Any) -> Recipe:
     5
     >>> recipe("r-dorp")
     Traceback (most recent call last):
-    zoo.errors.RecipeError: no recipe is called 'r-dorp'; known: default, r-drop, swa, focal-lion, ...
+    zoo.errors.RecipeError: no recipe is called 'r-dorp'; known: default, r-drop, swa, focal-lion, r6-phase1, r1, r2, r3, r4
     """
     if name not in PRESETS:
         raise RecipeError(f"no recipe is called {name!r}; known: {', '.join(PRESETS)}")

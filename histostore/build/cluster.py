@@ -56,17 +56,33 @@ def seen_from_anywhere(task: UnitTask) -> UnitTask:
     if inside is not None:
         raise OptionError(f"{inside} exists in this process alone: workers cannot reach it")
     weights = task.encoder.weights
-    if weights is not None and Path(weights).exists():
-        weights = str(Path(weights).absolute())
     return replace(
         task,
         store_url=_absolute(task.store_url),
-        encoder=replace(task.encoder, weights=weights),
+        encoder=replace(task.encoder, weights=weights and _rooted(weights)),
         jobs=tuple(
             replace(job, source=replace(job.source, url=_absolute(job.source.url)))
             for job in task.jobs
         ),
     )
+
+
+def _rooted(weights: str) -> str:
+    """Make every local path absolute in ``[NAME=]PATH[#sha256=HEX]``, several with commas between.
+
+    Examples
+    --------
+    >>> _rooted("random:0"), _rooted("timm:a=none.npz")
+    ('random:0', 'timm:a=none.npz')
+    """
+    parts = []
+    for part in [weights] if Path(weights).exists() else weights.split(","):
+        file, mark, digest = part.partition("#sha256=")
+        name, equals, path = ("", "", file) if Path(file).exists() else file.partition("=")
+        if Path(path).exists() and path:
+            file = f"{name}{equals}{Path(path).absolute()}"
+        parts.append(f"{file}{mark}{digest}")
+    return ",".join(parts)
 
 
 def _absolute(url: str) -> str:

@@ -130,7 +130,7 @@ def table(rows: Iterable[EncoderCard]) -> str:
 
     Examples
     --------
-    >>> print(table(read_cards()[:1]).splitlines()[2][:60])
+    >>> print(table(read_cards()[:1]).splitlines()[2][:59])
     | `texture` | colour and texture statistics; no weights, no
     """
     cards = list(rows)

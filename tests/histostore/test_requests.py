@@ -140,5 +140,5 @@ def test_a_build_asks_of_the_store_one_listing_per_unit(wire, tmp_path, monkeypa
     of_images = [asked for asked in proxy.asked if "/images/" in asked.path]
     of_store = [asked for asked in proxy.asked if "/store/" in asked.path]
     assert len(of_images) <= 2 * 130
-    assert sum(asked.kind == "PUT" for asked in of_store) == 2 + 3 * 15 + 1
-    assert len(of_store) < 70
+    assert sum(asked.kind == "PUT" for asked in of_store) == 2 + 3 * 21 + 1
+    assert len(of_store) < 90

@@ -72,13 +72,25 @@ def _build(document: Mapping[str, Any]) -> str:
         ("--tissue", tissue.get("method")),
         ("--min-tissue", tissue.get("min_tissue")),
         ("--top-k", tissue.get("top_k")),
-        ("--stain", spec.get("stain")),
+        *_stain_options(spec.get("stain"), store),
+        ("--min-sharpness", (spec.get("quality") or {}).get("min_sharpness")),
+        ("--min-dark-share", (spec.get("quality") or {}).get("min_dark_share")),
         ("--dtype", spec.get("dtype")),
         ("--augment", document.get("augmentation")),
     ):
         if value is not None:
             words += [option, str(value)]
     return _join(words)
+
+
+def _stain_options(
+    stain: str | Mapping[str, Any] | None, store: Mapping[str, Any]
+) -> tuple[tuple[str, str | None], ...]:
+    """Take the target of a normalised feature set out of the store, where it stands."""
+    if not isinstance(stain, dict):
+        return (("--stain", str(stain) if stain else None),)
+    place = "/".join((str(store.get("url", "")).rstrip("/"), str(store.get("feature_set", ""))))
+    return (("--stain", str(stain.get("method"))), ("--stain-from", place))
 
 
 def _fit(run: Run) -> str:

@@ -195,8 +195,13 @@ def spec_rows(spec: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
             words += f", at least {100 * float(tissue.get('min_tissue') or 0):g} % tissue"
         words += f", best {tissue['top_k']}" if tissue.get("top_k") else ""
         rows.append(("Tissue filter", words))
-    if spec.get("stain"):
-        rows.append(("Stain normalisation", str(spec["stain"])))
+    stain = spec.get("stain")
+    if stain:
+        method = stain.get("method") if isinstance(stain, dict) else stain
+        rows.append(("Stain normalisation", str(method)))
+    if spec.get("quality"):
+        limits = (f"{key.replace('_', ' ')} {value:g}" for key, value in spec["quality"].items())
+        rows.append(("Quality filter", ", ".join(limits)))
     if encoder.get("name"):
         rows.append(("Encoder", f"{encoder['name']}, {encoder.get('precision', '')}".rstrip(", ")))
         rows.append(("Weights", str(encoder.get("weights", "none"))))
