@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histostore.encoders._texture_jit import compiled
+from histostore.encoders._texture_names import CHANNELS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["CHANNELS", "channels", "rescale"]
 
-CHANNELS = ("H", "E", "D", "L", "a", "b", "grey")
-"""Order of the channels that :func:`channels` gives."""
 
 _DARKEST = 1e-6
 """Least transmittance, so that black has a finite optical density (scikit-image's value)."""

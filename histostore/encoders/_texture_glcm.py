@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histostore.encoders._texture_jit import compiled
+from histostore.encoders._texture_names import DISTANCES, PROPERTIES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["DISTANCES", "PROPERTIES", "properties"]
 
-DISTANCES = (1, 2, 4, 8)
-"""Pixels between the two of a pair."""
-
-PROPERTIES = ("contrast", "homogeneity", "energy", "correlation", "dissimilarity")
 
 _LEVELS = 16
 _OUTSIDE = _LEVELS

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histostore.encoders._texture_jit import compiled
+from histostore.encoders._texture_names import CIRCLES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["CIRCLES", "N_PATTERNS", "histograms", "sampling"]
 
-CIRCLES = ((8, 1), (16, 2), (24, 4))
-"""Points, and radius in px, of each circle."""
 
 N_PATTERNS = tuple(points + 2 for points, _ in CIRCLES)
 """Uniform patterns by their number of ones, 0..points, and one bin for all others."""

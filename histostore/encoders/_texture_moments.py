@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histostore.encoders._texture_jit import compiled
+from histostore.encoders._texture_names import MOMENTS, PERCENTILES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["FLAT", "MOMENTS", "PERCENTILES", "summaries"]
 
-MOMENTS = ("mean", "sd", "skewness", "kurtosis")
-PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
-"""All that are computed; the first and the last only scale the haematoxylin image."""
 
 FLAT = 1e-10
 """A channel that spans less than this is constant but for rounding: no spread, no shape."""

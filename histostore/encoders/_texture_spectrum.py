@@ -9,14 +9,13 @@ import numpy as np
 import scipy.fft
 
 from histostore.encoders._texture_jit import compiled
+from histostore.encoders._texture_names import N_BANDS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["N_BANDS", "log_power", "rings"]
 
-N_BANDS = 12
-"""Rings of equal width, from above zero to the Nyquist frequency, 0.5 cycles per px."""
 
 _NOISE = 1 / 12
 """Power of rounding to 8 bits, in squared grey values: the floor of what can be told."""

@@ -28,15 +28,11 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from histostore.encoders import _texture_glcm as glcm
-from histostore.encoders import _texture_lbp as lbp
-from histostore.encoders import _texture_spectrum as spectrum
-from histostore.encoders._texture_colour import CHANNELS, channels, rescale
-from histostore.encoders._texture_moments import MOMENTS, PERCENTILES, summaries
+from histostore.encoders._texture_names import FEATURE_NAMES, PREPROCESSING
 from histostore.encoders.base import EncoderIdentity
 from histostore.errors import EncoderError, OptionError
 
@@ -47,87 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FEATURE_NAMES", "TextureEncoder", "load"]
 
-_IMAGES = ("grey", "H")
 _BATCH_SIZE = 128
 _LARGEST_TASK = 8  # patches handed to a thread at once
-
-_DISTANCES = np.array(glcm.DISTANCES, np.int64)
-_CIRCLES = np.array([points for points, _ in lbp.CIRCLES], np.int64)
-
-
-def _names() -> tuple[str, ...]:
-    """Name every feature, in order."""
-    shown = [*MOMENTS, *(f"p{percent:02d}" for percent in PERCENTILES[1:-1])]
-    colour = [f"colour.{channel}.{what}" for channel in CHANNELS for what in shown]
-    patterns = [
-        f"lbp.{image}.r{radius}.{kind}"
-        for image in _IMAGES
-        for points, radius in lbp.CIRCLES
-        for kind in (*(f"ones{ones}" for ones in range(points + 1)), "other")
-    ]
-    pairs = [
-        f"glcm.{image}.d{distance}.{what}.{over}"
-        for image in _IMAGES
-        for distance in glcm.DISTANCES
-        for what in glcm.PROPERTIES
-        for over in ("mean", "sd")
-    ]
-    power = [f"power.{image}.ring{ring}" for image in _IMAGES for ring in range(spectrum.N_BANDS)]
-    return (*colour, *patterns, *pairs, *power)
-
-
-FEATURE_NAMES: tuple[str, ...] = _names()
-"""``family.image.detail`` of each feature, as in ``glcm.grey.d2.contrast.mean``."""
-
-_PREPROCESSING: dict[str, Any] = {
-    "version": 1,
-    "colour": {
-        "channels": list(CHANNELS),
-        "moments": list(MOMENTS),
-        "percentiles": list(PERCENTILES[1:-1]),
-    },
-    "images": {"grey": "8 bit", "H": "8 bit between percentiles 1 and 99"},
-    "lbp": {"circles": [list(circle) for circle in lbp.CIRCLES], "method": "uniform"},
-    "glcm": {
-        "levels": 16,
-        "distances": list(glcm.DISTANCES),
-        "angles": [0, 45, 90, 135],
-        "properties": list(glcm.PROPERTIES),
-    },
-    "power": {"rings": spectrum.N_BANDS},
-}
-
-
-def _encode_patch(
-    patch: NDArray[np.uint8], planes: NDArray[np.float64], images: NDArray[np.uint8]
-) -> NDArray[np.float64]:
-    """Describe one contiguous patch ``(y, x, 3)``; 275 values in the order of their names.
-
-    ``planes`` ``(7, y * x)`` and ``images`` ``(2, y, x)`` are scratch space.
-    """
-    channels(patch, planes, images[0])
-    summary = summaries(planes)  # (channel, moments + percentiles)
-    n_moments = len(MOMENTS)
-    rescale(planes[0], summary[0, n_moments], summary[0, -1], images[1])
-    corner, weight = lbp.sampling()
-    patterns = np.empty((len(_IMAGES), sum(lbp.N_PATTERNS)))
-    for image, out in zip(images, patterns, strict=True):
-        lbp.histograms(image, corner, weight, _CIRCLES, out)
-    shown = np.delete(summary, [n_moments, summary.shape[1] - 1], axis=1)
-    pairs = [glcm.properties(image, _DISTANCES).ravel() for image in images]
-    return np.concatenate(
-        [shown.ravel(), patterns.ravel(), *pairs, spectrum.log_power(images).ravel()]
-    )
-
-
-def _encode_some(patches: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
-    """Fill the rows ``out`` with the features of ``patches``."""
-    size = patches.shape[1]
-    planes = np.empty((len(CHANNELS), size * size))
-    images = np.empty((len(_IMAGES), size, size), np.uint8)
-    for patch, row in zip(patches, out, strict=True):
-        # A copy always: kernels are compiled for contiguous, writable arrays alone.
-        row[:] = _encode_patch(np.array(patch, np.uint8, order="C"), planes, images)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,7 +63,7 @@ class TextureEncoder:
     @property
     def identity(self) -> EncoderIdentity:
         """What decides its vectors."""
-        return EncoderIdentity(name="texture", preprocessing=_PREPROCESSING)
+        return EncoderIdentity(name="texture", preprocessing=PREPROCESSING)
 
     @property
     def n_features(self) -> int:
@@ -173,15 +90,19 @@ class TextureEncoder:
             If the array is of another type or shape.
         """
         _check_patches(patches)
+        # Only here: the compiler behind it takes a second to load, and a build that has nothing
+        # to do needs no more than the identity.
+        from histostore.encoders._texture_patch import encode_some
+
         out = np.empty((len(patches), self.n_features), np.float32)
         # Several tasks per thread, so that the last ones end at about the same time.
         step = min(max(len(patches) // (4 * self.threads), 1), _LARGEST_TASK)
         parts = [slice(start, start + step) for start in range(0, len(patches), step)]
         if self.threads == 1 or len(parts) < 2:
-            _encode_some(patches, out)
+            encode_some(patches, out)
             return out
         with ThreadPoolExecutor(min(self.threads, len(parts))) as pool:
-            for _ in pool.map(lambda part: _encode_some(patches[part], out[part]), parts):
+            for _ in pool.map(lambda part: encode_some(patches[part], out[part]), parts):
                 pass  # so that an error in a thread is raised here
         return out
 
