@@ -95,7 +95,7 @@ class CLAMModule(AttentionModule):
             return branches[0]
         chosen = self._bag_logits(h, layout, branches).argmax(dim=1)
         # (bag, 1) spread over rows, then one branch picked per row.
-        which = layout.spread(chosen.unsqueeze(1)).squeeze(-1).expand_as(branches[0])
+        which = layout.spread(chosen.unsqueeze(1)).squeeze(-1).long().expand_as(branches[0])
         return torch.stack(branches).gather(0, which.unsqueeze(0)).squeeze(0)
 
     def objective(self, rows: Tensor, layout: Layout, target: Tensor, loss: Loss) -> Pass:
