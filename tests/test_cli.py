@@ -158,6 +158,9 @@ JSON = {
     },
     ("histostore", "verify", "{0}/store"): {"ok", "problems", "n_fragments", "n_bytes"},
     ("histostore", "compact", "{0}/store"): {"feature_set", "n_before", "n_after", "merged"},
+    ("histostore", "preview", "{0}/cohort.csv", "-o", "{0}/preview", *BUILD[:4]): {
+        *("path", "n_images", "n_failed", "images"),
+    },
     ("histostore", "quality", "{0}/cohort.csv", "-o", "{0}/quality.csv"): {
         *("path", "wanted", "n_images", "n_passed", "images"),
     },
@@ -263,7 +266,7 @@ def test_misuse_ends_with_2_and_a_hint(words, message, monkeypatch):
 UNKNOWN = [
     (
         ("histostore", "build", "{0}/cohort.csv", "{0}/new", "--encoder=dino"),
-        "known: squeezenet1_1, texture",
+        "squeezenet1_1, texture, timm:NAME",
     ),
     (
         ("histostore", "build", "{0}/cohort.csv", "{0}/new", "--augment=rot45"),

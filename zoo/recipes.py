@@ -237,7 +237,7 @@ PRESETS: dict[str, tuple[Recipe, str]] = {
 PRESETS |= {
     alias: (dataclasses.replace(PRESETS[name][0], name=alias), f"{what}; the same as {name}")
     for alias, name, what in (
-        ("r1", "r-drop", "AN2DL report, §4: for gated-mil, with several seeds"),
+        ("r1", "r-drop", "AN2DL report, section 4: for gated-mil, with several seeds"),
         ("r2", "default", "AN2DL report, A.1: three heads under one recipe"),
         ("r3", "swa", "AN2DL report, A.2"),
         ("r4", "focal-lion", "AN2DL report, A.3: for patch-mean, with 3 seeds"),

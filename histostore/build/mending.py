@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from histostore.build.options import EncoderOptions
-    from histostore.cohort import Cohort
+    from histostore.cohort import Cohort, Given
     from histostore.encoders.base import Encoder
     from histostore.spec import FeatureSpec
     from histostore.store import Fragment
@@ -237,16 +237,18 @@ class Mender:
         record = damaged.record
         table = self.cohort
         rows = {} if table is None else {name: at for at, name in enumerate(table.image_ids)}
-        wanted: list[tuple[str, Source, str, float | None]] = []
+        given = () if table is None else table.given
+        wanted: list[tuple[str, Source, str, float | None, Given | None]] = []
         for at in damaged.suspects:
-            recorded, row = record.source(at), rows.get(record.image_ids[at])
+            image_id, recorded = record.image_ids[at], record.source(at)
+            row = rows.get(image_id)
             if table is None or row is None:
-                wanted.append((record.image_ids[at], recorded, recorded.url, None))
+                wanted.append((image_id, recorded, recorded.url, None, None))
             else:
-                wanted.append((record.image_ids[at], recorded, table.urls[row], table.mpp[row]))
-        there = stat_many([address for _, _, address, _ in wanted], self.storage)
+                wanted.append((image_id, recorded, table.urls[row], table.mpp[row], given[row]))
+        there = stat_many([address for _, _, address, _, _ in wanted], self.storage)
         jobs = []
-        for image_id, recorded, address, mpp in wanted:
+        for image_id, recorded, address, mpp, places in wanted:
             now = there[address]
             if now is None:
                 raise CannotMend(
@@ -259,7 +261,7 @@ class Mender:
                     f"image {image_id} has changed since it was embedded: {public_url(address)}"
                 )
             source = Source(url=address, size=now.size, version=now.version)
-            jobs.append(ImageJob(image_id=image_id, source=source, mpp=mpp))
+            jobs.append(ImageJob(image_id=image_id, source=source, mpp=mpp, given=places))
         return jobs
 
     def _load(self) -> Encoder:

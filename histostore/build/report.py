@@ -147,7 +147,7 @@ class BuildReport:
             ("embedded now", self.n_embedded, pace if self.n_embedded else ""),
             ("there before", self.n_done, ""),
             ("re-embedded", self.n_reembedded, " of these: their images had changed"),
-            ("flagged", self.n_flagged, " without tissue or smaller than a patch: histostore ls"),
+            ("flagged", self.n_flagged, " with something to know of: histostore ls"),
             (
                 "changed",
                 len(self.changed),

@@ -95,8 +95,9 @@ def build(
     if isinstance(cohort, str):
         cohort = Cohort.read(cohort, storage_options=storage)
     options, _ = settle_stain(options, cohort, store_url, storage_options=storage)
+    spec = specify(options)  # before a store is made: an encoder that is not there makes none
     store = open_store(store_url, storage_options=storage, mode="a")
-    features = store.create_feature_set(specify(options))
+    features = store.create_feature_set(spec)
     sources = cohort.sources or stat_many(cohort.urls, storage)
     now = dict(zip(cohort.image_ids, map(sources.get, cohort.urls), strict=True))
     plan = plan_build(

@@ -215,6 +215,7 @@ def fit(bags):
     zoo.spec("logistic").fit(bags).predict_proba(bags)
 
 fit(tiny)  # loads libraries
+assert "torch._dynamo" not in sys.modules, "fitting loads a compiler that it does not use"
 before, most, done = anonymous(), 0, threading.Event()
 
 def watch():

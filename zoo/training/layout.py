@@ -8,6 +8,9 @@ A head is written once, against the operations of a layout, and works on both:
 Per-patch layers (linear, norm, activation) act on the last axis and need no layout. Bags of
 like size are quicker padded, uneven ones packed: the arithmetic on padding is left out. Both
 give the same numbers.
+
+Whatever is summed over a bag is summed in single precision at least, there and back: in
+bfloat16 the 257th patch of a bag would no longer count.
 """
 
 from __future__ import annotations
@@ -74,16 +77,17 @@ class Padded:
 
     def softmax(self, scores: Tensor) -> Tensor:
         """Turn scores ``(bag, patch)`` into weights ``(bag, patch)``, 0 on padding."""
-        return scores.masked_fill(~self.mask, -torch.inf).softmax(dim=1)
+        return _wide(scores).masked_fill(~self.mask, -torch.inf).softmax(dim=1)
 
     def sum(self, weights: Tensor, rows: Tensor) -> Tensor:
         """Add up weights ``(bag, patch)`` · rows ``(bag, patch, feature)``."""
-        return torch.bmm(weights.unsqueeze(1), rows).squeeze(1)
+        # A product adds up in single precision whatever it is given, but wants one type.
+        return torch.bmm(weights.to(rows.dtype).unsqueeze(1), rows).squeeze(1)
 
     def mean(self, rows: Tensor) -> Tensor:
         """Average rows ``(bag, patch, feature)`` over the real ones."""
-        real = self.mask.to(rows.dtype)
-        return self.sum(real / real.sum(dim=1, keepdim=True), rows)
+        share = self.mask.sum(dim=1, keepdim=True).to(_wide(rows[:0]).dtype).reciprocal()
+        return self.sum(self.mask * share, rows)
 
     def spread(self, per_bag: Tensor) -> Tensor:
         """Give ``(bag, 1, feature)``."""
@@ -124,6 +128,7 @@ class Packed:
 
     def softmax(self, scores: Tensor) -> Tensor:
         """Turn scores ``(row,)`` into weights ``(row,)``."""
+        scores = _wide(scores)
         # The maximum only keeps exp in range and cancels out, so it needs no gradient.
         with torch.no_grad():
             top = scores.new_full((len(self.lengths),), -torch.inf)
@@ -134,17 +139,18 @@ class Packed:
 
     def sum(self, weights: Tensor, rows: Tensor) -> Tensor:
         """Add up weights ``(row,)`` · rows ``(row, feature)``."""
-        total = rows.new_zeros(len(self.lengths), rows.shape[-1])
-        return total.index_add(0, self.bag, weights.unsqueeze(-1) * rows)
+        parts = _wide(weights).unsqueeze(-1) * rows
+        total = parts.new_zeros(len(self.lengths), parts.shape[-1])
+        return total.index_add(0, self.bag, parts)
 
     def mean(self, rows: Tensor) -> Tensor:
         """Average rows ``(row, feature)`` of each bag."""
-        share = self.lengths.to(rows.dtype).reciprocal()
+        share = self.lengths.to(_wide(rows[:0]).dtype).reciprocal()
         return self.sum(share[self.bag], rows)
 
     def spread(self, per_bag: Tensor) -> Tensor:
         """Give ``(row, feature)``."""
-        return per_bag.index_select(0, self.bag)
+        return _wide(per_bag).index_select(0, self.bag)
 
     def real(self, per_row: Tensor) -> Tensor:
         """Give the values ``(row,)`` as they are."""
@@ -161,3 +167,8 @@ class Packed:
         """Take the real rows of ``(bag, patch, ·)``, ``(row, ·)``."""
         places = torch.arange(padded.shape[1], device=padded.device)
         return padded[places < self.lengths.unsqueeze(1)]
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Give values in single precision where they have less."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

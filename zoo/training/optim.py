@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -16,20 +19,131 @@ if TYPE_CHECKING:
 
 __all__ = ["Rates", "WeightAverage", "make_optimiser", "rate_at"]
 
+_BETAS, _EPSILON, _MOMENTUM = (0.9, 0.999), 1e-8, 0.9
 _WARM_UP, _FIRST, _LAST = 0.3, 1 / 25, 1 / 250_000
 
 
 def make_optimiser(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """Make the optimiser of a recipe: AdamW and SGD fused into one kernel, Lion from its author."""
-    settings: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
-    if recipe.optimiser == "adamw":
-        return torch.optim.AdamW(parameters, fused=True, **settings)
-    if recipe.optimiser == "sgd":
-        return torch.optim.SGD(parameters, momentum=0.9, fused=True, **settings)
-    from lion_pytorch import Lion
+    if recipe.optimiser == "lion":
+        from lion_pytorch import Lion
 
-    lion: torch.optim.Optimizer = Lion(parameters, betas=(0.9, 0.99), **settings)
-    return lion
+        lion: torch.optim.Optimizer = Lion(
+            parameters, betas=(0.9, 0.99), lr=recipe.lr, weight_decay=recipe.weight_decay
+        )
+        return lion
+    fused = _AdamW if recipe.optimiser == "adamw" else _SGD
+    # It has of an optimiser what training needs: groups, zero_grad and step.
+    return cast("torch.optim.Optimizer", fused(recipe, parameters))
+
+
+class _Fused(ABC):
+    """One of torch's fused steps without ``torch.optim.Optimizer`` around it.
+
+    The numbers are those of torch's class. Making an object of that class, though, imports
+    torch's compiler, which takes seconds in every process and is not used.
+    """
+
+    def __init__(self, recipe: Recipe, parameters: Iterable[nn.Parameter]) -> None:
+        self.param_groups: list[dict[str, Any]] = [
+            {"params": list(parameters), "lr": recipe.lr, "weight_decay": recipe.weight_decay}
+        ]
+        self._state: dict[Tensor, tuple[Tensor, ...]] = {}
+
+    def zero_grad(self, *, set_to_none: bool = True) -> None:
+        """Forget gradients."""
+        for weight in self.param_groups[0]["params"]:
+            if set_to_none or weight.grad is None:
+                weight.grad = None
+            else:
+                weight.grad.zero_()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Step along the gradients there are."""
+        group = self.param_groups[0]
+        moved = [weight for weight in group["params"] if weight.grad is not None]
+        for weight in moved:
+            if weight not in self._state:
+                self._state[weight] = self._begin(weight)
+        states = [list(kind) for kind in zip(*(self._state[w] for w in moved), strict=True)]
+        if moved:
+            self._move(moved, [weight.grad for weight in moved], states, group)
+
+    @abstractmethod
+    def _begin(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """Make what is remembered of one parameter."""
+
+    @abstractmethod
+    def _move(
+        self,
+        weights: list[Tensor],
+        gradients: list[Tensor],
+        states: list[list[Tensor]],
+        group: dict[str, Any],
+    ) -> None:
+        """Change weights and states in place."""
+
+
+class _AdamW(_Fused):
+    """AdamW (Loshchilov 2019, algorithm 2)."""
+
+    def _begin(self, weight: Tensor) -> tuple[Tensor, ...]:
+        steps = torch.zeros((), dtype=torch.float32, device=weight.device)
+        return torch.zeros_like(weight), torch.zeros_like(weight), steps
+
+    def _move(
+        self,
+        weights: list[Tensor],
+        gradients: list[Tensor],
+        states: list[list[Tensor]],
+        group: dict[str, Any],
+    ) -> None:
+        means, squares, steps = states
+        adamw(
+            weights,
+            gradients,
+            means,
+            squares,
+            [],
+            steps,
+            fused=True,
+            amsgrad=False,
+            beta1=_BETAS[0],
+            beta2=_BETAS[1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=_EPSILON,
+            maximize=False,
+        )
+
+
+class _SGD(_Fused):
+    """Gradient descent with momentum."""
+
+    def _begin(self, weight: Tensor) -> tuple[Tensor, ...]:
+        # From zero, one step without dampening leaves the gradient itself.
+        return (torch.zeros_like(weight),)
+
+    def _move(
+        self,
+        weights: list[Tensor],
+        gradients: list[Tensor],
+        states: list[list[Tensor]],
+        group: dict[str, Any],
+    ) -> None:
+        sgd(
+            weights,
+            gradients,
+            [*states[0]],
+            fused=True,
+            weight_decay=group["weight_decay"],
+            momentum=_MOMENTUM,
+            lr=group["lr"],
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
 
 
 def rate_at(recipe: Recipe, progress: float) -> float:
@@ -76,34 +190,32 @@ class Rates:
 
     ``plateau`` is the one schedule that looks at results: the rate is multiplied by
     ``plateau_factor`` when the monitored score has not got better for ``plateau_patience``
-    epochs. That is torch's own ``ReduceLROnPlateau``, without its threshold.
+    epochs, as torch's ``ReduceLROnPlateau`` does without its threshold.
     """
 
     def __init__(self, recipe: Recipe, optimiser: torch.optim.Optimizer) -> None:
         self._recipe = recipe
         self._optimiser = optimiser
-        self._plateau = (
-            torch.optim.lr_scheduler.ReduceLROnPlateau(
-                optimiser,
-                mode="max",
-                factor=recipe.plateau_factor,
-                patience=recipe.plateau_patience,
-                threshold=0.0,
-            )
-            if recipe.schedule == "plateau"
-            else None
-        )
+        self._best, self._stuck = -math.inf, 0
 
     def begin(self, progress: float) -> None:
         """Set the rate of the next step, after a share ``progress`` of all."""
-        if self._plateau is None:
+        if self._recipe.schedule != "plateau":
             for group in self._optimiser.param_groups:
                 group["lr"] = rate_at(self._recipe, progress)
 
     def see(self, score: float) -> None:
         """Look at the monitored score of an epoch, more is better."""
-        if self._plateau is not None:
-            self._plateau.step(score)
+        if self._recipe.schedule != "plateau":
+            return
+        if score > self._best:
+            self._best, self._stuck = score, 0
+            return
+        self._stuck += 1
+        if self._stuck > self._recipe.plateau_patience:
+            self._stuck = 0
+            for group in self._optimiser.param_groups:
+                group["lr"] *= self._recipe.plateau_factor
 
 
 class WeightAverage:

@@ -18,21 +18,28 @@ def available() -> int:
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
+    told = _told()
+    return cores if told is None else max(1, min(cores, told))
+
+
+def _told() -> int | None:
     told = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(cores, int(told))) if told.isdigit() else cores
+    return int(told) if told.isdigit() else None
 
 
 @contextlib.contextmanager
 def limited(threads: int | None = None) -> Iterator[int]:
     """Run with at most ``threads`` threads in torch, BLAS and OpenMP; restore them afterwards.
 
-    Two threads each in two processes on two cores wait for each other a hundred times longer
-    than they work, so whatever trains runs in here.
+    Two threads beside one busy process on two cores wait for each other longer than they work:
+    an epoch takes 5 to 100 times as long. So whatever trains runs in here, and on one thread
+    unless somebody asks for more; then the number of cores does not change a result either.
 
     Parameters
     ----------
     threads
-        Wanted number; never more than :func:`available`, which is also the default.
+        Wanted number; never more than :func:`available`. Where left out, what
+        ``OMP_NUM_THREADS`` says, or one.
 
     Yields
     ------
@@ -41,7 +48,8 @@ def limited(threads: int | None = None) -> Iterator[int]:
     """
     from threadpoolctl import threadpool_limits
 
-    count = available() if threads is None else max(1, min(threads, available()))
+    wanted = threads if threads is not None else _told() or 1
+    count = max(1, min(wanted, available()))
     torch = sys.modules.get("torch")
     before = torch.get_num_threads() if torch is not None else None
     # torch counts its OpenMP threads itself, so both must be told and both put back.
