@@ -135,9 +135,15 @@ def _absolute(_: click.Context, __: click.Parameter, url: str) -> str:
     return url if "://" in url else str(Path(url).expanduser().absolute())
 
 
+def _absolute_if_given(ctx: click.Context, parameter: click.Parameter, url: str | None) -> str | None:  # fmt: skip
+    """Give a local path from the root, where there is one."""
+    return None if url is None else _absolute(ctx, parameter, url)
+
+
 HELP = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
 cohort_argument = click.argument("cohort", callback=_absolute)
 store_argument = click.argument("store", callback=_absolute)
+run_argument = click.argument("run", type=click.Path())
 runs_argument = click.argument("runs", nargs=-1, required=True, type=click.Path())
 names_argument = click.argument("names", nargs=-1, metavar="[NAME]...")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -342,9 +348,9 @@ def _build_options(*, encoder: str, augment: str, tissue: str, stain: str, dtype
 
     views = parse_views(augment)
     n_square = sum(not is_seeded(view) for view in views)
-    if encoder == "texture" and n_square > 1:
+    if encoder in {"texture", "cell-graph"} and n_square > 1:
         click.echo(
-            f"Note: texture sees no difference between right-angle views: {n_square} of them "
+            f"Note: {encoder} sees no difference between right-angle views: {n_square} of them "
             f"cost {n_square} times as much and add nothing to one",
             err=True,
         )
@@ -682,81 +688,245 @@ def zoo_group() -> None:
     """Train heads on stored embeddings; compare, ensemble and report them."""
 
 
-@zoo_group.command()
-@store_argument
-@cohort_argument
-@click.option("--head", required=True, metavar="NAME", help="See: zoo heads.")
-@click.option("--recipe", default="default", metavar="NAME", help="See: zoo recipes.")
-@feature_set_option
-@click.option("--target", default="label", help="Column of COHORT to predict.")
-@click.option("--augmentation", default="identity", help="Stored view to train on.")
-@click.option(
-    "--folds", default="5", metavar="N|leave-one-patient-out", help="A patient stays whole."
+# What fit and tune share: what to learn, from what, and in which folds.
+FITTING = (
+    store_argument,
+    cohort_argument,
+    click.option("--head", required=True, metavar="NAME", help="See: zoo heads."),
+    click.option("--recipe", default="default", metavar="NAME", help="See: zoo recipes."),
+    feature_set_option,
+    click.option("--target", default="label", help="Column of COHORT to predict."),
+    choice(
+        "--task",
+        ("auto", "classification", "ordinal", "multi-label", "regression", "survival"),
+        "What --target holds; auto is classification.",
+    ),
+    click.option("--levels", metavar="LOW,…,HIGH", help="Of ordinal; default: numbers in order."),
+    click.option(
+        "--loss", metavar="NAME", help="regression: huber, squared; survival: cox, hazards."
+    ),
+    whole("--intervals", "Intervals of time, for hazards.", default=4, low=2),
+    click.option("--augmentation", default="identity", help="Stored view to learn and predict."),
+    click.option("--train-views", default="", metavar="VIEWS", help="Draw each patch from these."),
+    click.option(
+        "--test-views", default="", metavar="VIEWS", help="Average these: names, d4, r7 or all."
+    ),
+    click.option(
+        "--folds", default="5", metavar="N|leave-one-patient-out", help="A patient stays whole."
+    ),
+    click.option(
+        "--split",
+        "split_column",
+        metavar="COLUMN",
+        help="Holds train, validation, test; instead of --folds.",
+    ),
+    whole("--repeats", "Deal the folds anew, this often.", default=1),
+    whole("--split-seed", "Decides the folds.", default=0, low=0),
+    whole("--seeds", "Fits per fold, seeds 0, 1, …", default=1),
+    pairs("--set", "settings", "A setting of the head or the recipe; may be repeated."),
+    device_option,
+    whole("--workers", "Processes to fit in; default: what pays."),
+    choice(
+        "--together", ("auto", "never", "always"), "All seeds of a fold at once; auto: on a GPU."
+    ),
+    output_option,
+    storage_option,
+    json_option,
 )
-@click.option(
-    "--split",
-    "split_column",
-    metavar="COLUMN",
-    help="Holds train, validation, test; instead of --folds.",
-)
-@whole("--repeats", "Deal the folds anew, this often.", default=1)
-@whole("--split-seed", "Decides the folds.", default=0, low=0)
-@whole("--seeds", "Fits per fold, seeds 0, 1, …", default=1)
-@pairs("--set", "settings", "A setting of the head or the recipe; may be repeated.")
-@device_option
-@whole("--workers", "Processes to fit in; default: what pays.")
-@output_option
-@storage_option
-@json_option
-def fit(store: str, cohort: str, head: str, recipe: str, feature_set: str | None, target: str, augmentation: str, settings: dict[str, Any], seeds: int, device: str, workers: int | None, output: str, storage_options: dict[str, Any], as_json: bool, **dealing: Any) -> None:  # fmt: skip
-    """Fit a head over all folds and seeds.
 
-    The images are those of COHORT, a CSV or Parquet table, with their embeddings in STORE.
-    Those without a label, and those that failed in the build, are left out and counted. A fit
-    that was stopped goes on where it was when the same command is run again.
-    """
+
+def fitting(command: Any) -> Any:
+    """Give a command the arguments and options in :data:`FITTING`, before its own."""
+    for option in reversed(FITTING):
+        command = option(command)
+    return command
+
+
+def _fit_with(fit_run: Callable[..., Any], spec: Any, recipe: Any, *, what: str, store: str, cohort: str, feature_set: str | None, target: str, task: str, levels: str | None, loss: str | None, intervals: int, augmentation: str, train_views: str, test_views: str, seeds: int, device: str, workers: int | None, together: str, output: str, storage_options: dict[str, Any], as_json: bool, **dealing: Any) -> None:  # fmt: skip
+    """Open the bags of a cohort, deal the folds, fit, and print the run."""
     from histostore.cohort import Cohort
     from histostore.store import open_store
     from zoo.bags import Bags
-    from zoo.configure import configure
-    from zoo.fit import Execution, fit_run, make_split
+    from zoo.fit import Execution, make_split
+    from zoo.tasks import Task
 
-    spec, chosen = configure(head, recipe, settings)
+    learned = Task.of(task, target, loss=loss, intervals=intervals)
+    spec.check_task(learned, recipe)
     features = open_store(store, storage_options=storage_options).feature_set(feature_set)
     images = Cohort.read(cohort, storage_options=storage_options, check_files=False)
-    bags = Bags(features, images, target, augmentation)
+    names = tuple(name.strip() for name in levels.split(",")) if levels else ()
+    bags = Bags(features, images, target, augmentation, task=learned, levels=names)
     for n, why in ((bags.n_unlabelled, f"without {target!r}"), (bags.n_failed, FAILED)):
         if n:
             click.echo(f"Note: left out {n:,} image{'s'[: n > 1]} {why}", err=True)
+    if train_views or test_views:
+        from zoo.manyviews import with_views
+
+        bags = with_views(bags, features, train=train_views, test=test_views)
     split = make_split(bags, images, **dealing)
-    with _progress("fitting") as progress:
+    with _progress(what) as progress:
         run = fit_run(
             bags,
             spec,
             split=split,
-            recipe=chosen,
+            recipe=recipe,
             seeds=seeds,
             out=output,
             store_url=store,
-            execution=Execution(device=device, workers=workers, progress=progress),
+            execution=Execution(
+                device=device, workers=workers, together=together, progress=progress
+            ),
         )
     _print(run.document, run.to_text(), as_json=as_json)
 
 
 @zoo_group.command()
+@fitting
+def fit(head: str, recipe: str, settings: dict[str, Any], **given: Any) -> None:
+    """Fit a head over all folds and seeds.
+
+    The images are those of COHORT, a CSV or Parquet table, with their embeddings in STORE.
+    Those without a label, and those that failed in the build, are left out and counted. A fit
+    that was stopped goes on where it was when the same command is run again.
+
+    --target takes several columns for two tasks: the labels (0 or 1) of multi-label, and
+    TIME,EVENT of survival.
+    """
+    from zoo.configure import configure
+    from zoo.fit import fit_run
+
+    _fit_with(fit_run, *configure(head, recipe, settings), what="fitting", **given)
+
+
+@zoo_group.command()
+@fitting
+@whole("--inner-folds", "Folds inside each training part.", default=3, low=2)
+@whole("--trials", "Most trials in each fold.", default=30)
+@click.option("--timeout", type=float, metavar="SECONDS", help="For the trials of all folds.")
+@pairs("--space", "space", "KEY=low:high[:log] or KEY=a,b,c; default: the head's own.")
+@click.option("--metric", default="", metavar="NAME", help="Decides; default: the task's first.")
+@click.option("--prune", is_flag=True, help="End trials early that do worse than half.")
+@whole("--search-seed", "Decides what is tried.", default=0, low=0)
+def tune(head: str, recipe: str, settings: dict[str, Any], space: dict[str, Any], trials: int, timeout: float | None, inner_folds: int, metric: str, prune: bool, search_seed: int, **given: Any) -> None:  # fmt: skip
+    """Choose settings and fit a head, over all folds and seeds.
+
+    In every fold, settings are tried on folds inside its training part; the best are fitted to
+    all of that, and predict the test part, which had no say in them. The output is a run as
+    that of fit, and says which settings each fold got. A search that was stopped goes on where
+    it was when the same command is run again.
+    """
+    from zoo.configure import configure
+    from zoo.tuning import Search, default_space, read_space
+    from zoo.tuning import tune as tune_run
+
+    spec, chosen = configure(head, recipe, settings)
+    fixed = tuple(settings)
+    search = Search(
+        space=read_space(space, spec, chosen, fixed=fixed)
+        if space
+        else default_space(spec, chosen, fixed=fixed),
+        trials=trials,
+        timeout=timeout,
+        inner_folds=inner_folds,
+        metric=metric,
+        prune=prune,
+        seed=search_seed,
+    )
+    _fit_with(partial(tune_run, search=search), spec, chosen, what="tuning", **given)
+
+
+@zoo_group.command()
 @runs_argument
-@choice("--rule", ("mean",), "How probabilities are combined.")
+@choice(
+    "--rule",
+    ("mean", "rank", "weighted", "greedy", "stack"),
+    "Mean of probabilities, or of their ranks; or weights learned from other folds.",
+)
+@choice(
+    "--calibrate",
+    ("none", "temperature"),
+    "Make the result as sure as other folds say it may be.",
+)
 @output_option
 @json_option
-def ensemble(runs: tuple[str, ...], rule: str, output: str, as_json: bool) -> None:
+def ensemble(runs: tuple[str, ...], rule: str, calibrate: str, output: str, as_json: bool) -> None:
     """Combine the predictions of RUNS into one run.
 
     Only what was not seen in training is combined: the runs must share images and folds.
+
+    What weighted (a weighted mean), greedy (selection with replacement), stack (a logistic model)
+    and --calibrate learn for one fold, they learn from the other folds of its repeat.
     """
     from zoo.ensembles import ensemble as combine
+    from zoo.ensembles import learned_text
 
-    made = combine(runs, rule=rule, out=output)
-    _print(made.document, made.to_text(), as_json=as_json)
+    made = combine(runs, rule=rule, out=output, calibrate=calibrate)
+    text = "\n".join(filter(None, [made.to_text(), learned_text(made.document)]))
+    _print(made.document, text, as_json=as_json)
+
+
+@zoo_group.command()
+@run_argument
+@store_argument
+@click.argument("cohort", required=False, callback=_absolute_if_given)
+@feature_set_option
+@click.option("--augmentation", metavar="NAMES", help="Stored views to average; default: as run.")
+@click.option("--target", metavar="COLUMN", help="With the class; default: that of the training.")
+@click.option("--label-map", metavar="OLD=NEW,…", help="Labels of COHORT as the run's; or a name.")
+@click.option("-o", "--output", required=True, metavar="FILE", help="To write, .csv or .parquet.")
+@storage_option
+@json_option
+def predict(run: str, store: str, cohort: str | None, output: str, as_json: bool, **given: Any) -> None:  # fmt: skip
+    """Predict the images of STORE with all heads of RUN.
+
+    RUN is a run or an ensemble. Images are those of COHORT, or all. Where COHORT has labels, the
+    predictions are judged, and the scores are written to FILE.json too.
+    """
+    from zoo.prediction import check_output
+    from zoo.prediction import predict as predict_images
+
+    check_output(output)
+    with _progress("predicting") as progress:
+        made = predict_images(run, store, cohort, progress=progress, **given)
+    for note in made.notes:
+        click.echo(f"Note: {note}", err=True)
+    made.write(output)
+    _print(made.to_json(), made.to_text(), as_json=as_json)
+
+
+@zoo_group.command()
+@run_argument
+@store_argument
+@click.option("--image", "image_id", required=True, metavar="ID", help="Its image_id.")
+@click.option("--cohort", callback=_absolute_if_given, help="Says where the image is now.")
+@feature_set_option
+@click.option("--unseen", is_flag=True, help="Ask only heads that were not trained on it.")
+@click.option(
+    "-o",
+    "--output",
+    "outputs",
+    required=True,
+    multiple=True,
+    metavar="FILE",
+    help="To write, .png, .geojson (for QuPath) or .csv; may be repeated.",
+)
+@storage_option
+@json_option
+def explain(run: str, store: str, image_id: str, outputs: tuple[str, ...], as_json: bool, **given: Any) -> None:  # fmt: skip
+    """Show which patches of an image RUN looked at.
+
+    Draws the attention of all heads over the image; where no head has attention, what leaving
+    out each patch does to the prediction.
+    """
+    from zoo.explaining import check_outputs
+    from zoo.explaining import explain as explain_image
+
+    check_outputs(outputs)
+    told = explain_image(run, store, image_id, **given)
+    for note in told.notes:
+        click.echo(f"Note: {note}", err=True)
+    told.write(*outputs)
+    _print(told.to_json(), told.to_text(), as_json=as_json)
 
 
 @zoo_group.command()

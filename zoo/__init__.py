@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from zoo.bags import Bags
     from zoo.comparison import compare
     from zoo.ensembles import ensemble
+    from zoo.explaining import explain
     from zoo.fit import fit_run, make_split
     from zoo.heads.catalog import known_heads, load_head, spec
+    from zoo.prediction import predict
     from zoo.recipes import Recipe, known_recipes, recipe
     from zoo.report import write_report
     from zoo.run import Run
     from zoo.split import Split
+    from zoo.tuning import tune
 
 _HOMES = {
     "Bags": "zoo.bags",
@@ -37,13 +40,16 @@ _HOMES = {
     "Split": "zoo.split",
     "compare": "zoo.comparison",
     "ensemble": "zoo.ensembles",
+    "explain": "zoo.explaining",
     "fit_run": "zoo.fit",
     "known_heads": "zoo.heads.catalog",
     "known_recipes": "zoo.recipes",
     "load_head": "zoo.heads.catalog",
     "make_split": "zoo.fit",
+    "predict": "zoo.prediction",
     "recipe": "zoo.recipes",
     "spec": "zoo.heads.catalog",
+    "tune": "zoo.tuning",
     "write_report": "zoo.report",
 }
 __all__ = [
@@ -53,13 +59,16 @@ __all__ = [
     "Split",
     "compare",
     "ensemble",
+    "explain",
     "fit_run",
     "known_heads",
     "known_recipes",
     "load_head",
     "make_split",
+    "predict",
     "recipe",
     "spec",
+    "tune",
     "write_report",
 ]
 

@@ -9,17 +9,16 @@ for.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from histostore.errors import OptionError
 from histostore.files import public_url
 from zoo.bagtable import Bag, BagTable, read_table
-from zoo.labels import encode, objects
+from zoo.labels import digest_of, encode, objects
 from zoo.stored import usable
+from zoo.targets import check_truth, read_targets
+from zoo.tasks import Task
 
 if TYPE_CHECKING:
     import os
@@ -55,6 +54,10 @@ class Bags:
         Column of the cohort that holds the label.
     augmentation
         View whose embeddings are read.
+    task
+        What is learned; classification of ``target`` where left out.
+    levels
+        Of task ordinal, the lowest first; numbers in their order where left out.
     memory_limit
         Bytes that the rows may take in memory; beyond, they are kept in a local file. Half of
         the memory that is available where left out.
@@ -64,7 +67,7 @@ class Bags:
     Raises
     ------
     OptionError
-        If the cohort has no such column.
+        If the cohort has no such column, or it holds what the task cannot learn.
     NotFound
         If labelled images were never built, or none is left.
     EmptyBag
@@ -81,11 +84,14 @@ class Bags:
         "n_unlabelled",
         "source",
         "target",
+        "task",
     )
 
     _embedding: NDArray[np.float32] | None
     classes: tuple[str, ...]
-    """Names of the classes, sorted; ``labels`` index into it."""
+    """Names of the classes, sorted (levels in their order); ``labels`` index into it."""
+    task: Task
+    """What is learned of the images."""
     n_unlabelled: int
     """Images of the cohort that were left out because they have no label."""
     n_failed: int
@@ -104,27 +110,28 @@ class Bags:
         target: str = "label",
         augmentation: str = "identity",
         *,
+        task: Task | None = None,
+        levels: Sequence[str] = (),
         memory_limit: int | None = None,
         cache: str | os.PathLike[str] | None = None,
     ) -> None:
-        if not cohort.has(target):
-            columns = ", ".join(map(str, cohort.columns))
-            msg = f"{cohort.url} has no column {target!r}; its columns are {columns}"
-            raise OptionError(msg)
-        column = cohort.column(target)
-        labelled = np.flatnonzero([value is not None for value in column])
+        task = Task(targets=(target,)) if task is None else task
+        read = read_targets(cohort, task, levels)
+        labelled = np.flatnonzero(read.codes >= 0)
         image_ids = objects(cohort.image_ids)
         kept = labelled[usable(features, image_ids[labelled], augmentation)]
-        table, classes = read_table(
+        chosen = read.select(kept)
+        table = read_table(
             features,
             image_ids[kept],
             patient_ids=objects(cohort.patient_ids)[kept],
-            labels=list(column[kept]),
+            labels=chosen.codes,
+            truth=chosen.truth,
             augmentation=augmentation,
             memory_limit=memory_limit,
             cache=cache,
         )
-        self._set(table, classes, target, augmentation)
+        self._set(table, chosen.classes, augmentation, task)
         self.n_unlabelled = len(cohort) - len(labelled)
         self.n_failed = len(labelled) - len(kept)
         self.source = {
@@ -163,16 +170,19 @@ class Bags:
             As of :class:`Bags`.
         """
         chosen = objects(features.image_ids if image_ids is None else image_ids)
-        table, _ = read_table(
+        table = read_table(
             features,
             chosen,
             patient_ids=chosen,
-            labels=None,
+            labels=np.full(len(chosen), -1, np.int64),
+            truth=None,
             augmentation=augmentation,
             memory_limit=memory_limit,
             cache=cache,
         )
-        return cls._new(table, tuple(classes), "", augmentation)
+        bags = cls._new(table, tuple(classes), augmentation, Task())
+        bags.target = ""
+        return bags
 
     @classmethod
     def from_arrays(
@@ -185,6 +195,8 @@ class Bags:
         image_ids: Sequence[str] | None = None,
         patient_ids: Sequence[str] | None = None,
         coords: ArrayLike | None = None,
+        task: Task | None = None,
+        truth: ArrayLike | None = None,
     ) -> Bags:
         """Make bags of arrays in memory.
 
@@ -204,6 +216,10 @@ class Bags:
             Patients; each image its own where left out.
         coords
             ``(patch, 2)`` x and y in pixels; zeros where left out.
+        task
+            What is learned; classification where left out.
+        truth
+            ``(bag, column)``, in place of labels where the task has neither classes nor levels.
 
         Raises
         ------
@@ -224,7 +240,10 @@ class Bags:
         starts = np.asarray(offset, dtype=np.int64)
         n = len(starts) - 1
         names = objects(image_ids if image_ids is not None else [str(i) for i in range(n)])
-        codes, known = encode(labels, classes, n)
+        task = Task() if task is None else task
+        (codes, known), numbers = encode(labels, classes, n), None
+        if not task.one_class:
+            (codes, numbers), known = check_truth(task, truth), tuple(classes or ())
         table = BagTable(
             embedding=rows,
             offset=starts,
@@ -232,26 +251,26 @@ class Bags:
             image_ids=names,
             patient_ids=names if patient_ids is None else objects(patient_ids),
             labels=codes,
+            truth=numbers,
         )
-        return cls._new(table, known, "label", "identity")
+        return cls._new(table, known, "identity", task)
 
     @classmethod
-    def _new(
-        cls, table: BagTable, classes: tuple[str, ...], target: str, augmentation: str
-    ) -> Bags:
+    def _new(cls, table: BagTable, classes: tuple[str, ...], augmentation: str, task: Task) -> Bags:
         bags = cls.__new__(cls)
-        bags._set(table, classes, target, augmentation)  # noqa: SLF001 (our own, just made)
+        bags._set(table, classes, augmentation, task)  # noqa: SLF001 (our own, just made)
         return bags
 
     def _set(
-        self, table: BagTable, classes: tuple[str, ...], target: str, augmentation: str
+        self, table: BagTable, classes: tuple[str, ...], augmentation: str, task: Task
     ) -> None:
         self._table = table
         self._choice = np.arange(len(table.labels), dtype=np.int64)
         self._embedding = None
         self.classes = classes
         self.n_unlabelled = self.n_failed = 0
-        self.target = target
+        self.task = task
+        self.target = ",".join(task.targets)
         self.augmentation = augmentation
         self.source = {}
 
@@ -297,13 +316,7 @@ class Bags:
         if self._table.folder is None:
             yield self
             return
-        ends = np.cumsum(self.lengths) * (4 * self.n_features)
-        start = 0
-        while start < len(self):
-            before = ends[start - 1] if start else 0
-            stop = max(start + 1, int(np.searchsorted(ends, before + n_bytes, side="right")))
-            yield self[start:stop]
-            start = stop
+        yield from (self[part] for part in self._table.parts(self._choice, n_bytes))
 
     @property
     def offset(self) -> NDArray[np.int64]:
@@ -318,12 +331,17 @@ class Bags:
     @property
     def coords(self) -> NDArray[np.int32]:
         """Top-left corners ``(patch, 2)`` int32, x then y, level-0 pixels."""
-        return self._table.coords[self._rows()]
+        return self._table.coords[self._table.rows(self._choice)]
 
     @property
     def labels(self) -> NDArray[np.int64]:
         """Index into ``classes`` per bag, −1 where there is no label; ``(bag,)`` int64."""
         return self._table.labels[self._choice]
+
+    @property
+    def truth(self) -> NDArray[Any]:
+        """What the task learns: ``labels``, or of other tasks ``(bag, column)`` float64."""
+        return self.labels if self._table.truth is None else self._table.truth[self._choice]
 
     @property
     def image_ids(self) -> tuple[str, ...]:
@@ -343,21 +361,10 @@ class Bags:
     @property
     def digest(self) -> str:
         """SHA-256 over image, patient and class of every bag, whatever their order."""
-        classes = (*self.classes, None)
-        rows = zip(self.image_ids, self.patient_ids, self.labels, strict=True)
-        told = sorted([image, patient, classes[label]] for image, patient, label in rows)
-        text = json.dumps(told, ensure_ascii=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def _rows(self) -> NDArray[np.int64] | slice:
-        """Rows of the shared table, a slice where they lie in one piece."""
-        if len(self._choice) and np.all(np.diff(self._choice) == 1):
-            first, last = self._choice[0], self._choice[-1]
-            return slice(int(self._table.offset[first]), int(self._table.offset[last + 1]))
-        lengths = self.lengths
-        # Row k of bag i is starts[i] + k: repeat what each bag adds to a running count.
-        shift = self.starts - self.offset[:-1]
-        return np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(shift, lengths)
+        known = (*self.classes, None)
+        one = self.task.one_class
+        truth = [known[label] for label in self.labels] if one else self.truth.tolist()
+        return digest_of(zip(self.image_ids, self.patient_ids, truth, strict=True))
 
     def __len__(self) -> int:
         return len(self._choice)

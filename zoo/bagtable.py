@@ -10,11 +10,11 @@ import numpy as np
 from histostore.errors import OptionError
 from zoo.cache import map_rows, read_rows
 from zoo.errors import EmptyBag
-from zoo.labels import encode, named
+from zoo.labels import named
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -36,6 +36,8 @@ class Bag:
     """Index into ``Bags.classes``, or −1 where the image has no label."""
     image_id: str
     """The image's name in the cohort."""
+    truth: NDArray[np.float64] | None = None
+    """``(column,)`` of tasks whose target is no class; else None."""
 
     def __len__(self) -> int:
         return len(self.embedding)
@@ -67,8 +69,16 @@ class BagTable:
     """``(bag,)``."""
     labels: NDArray[np.int64]
     """``(bag,)``, −1 where there is none."""
+    truth: NDArray[np.float64] | None = None
+    """``(bag, column)`` of tasks whose target is no class."""
     folder: Path | None = None
     """Where the mapped file lies; None where the rows are in memory."""
+    others: Mapping[str, BagTable] = dataclasses.field(default_factory=dict)
+    """The same patches in further views, by name (:mod:`zoo.manyviews`)."""
+    train_views: tuple[str, ...] = ()
+    """Views that training draws each patch from; none: this table's own."""
+    test_views: tuple[str, ...] = ()
+    """Views whose predictions are averaged; none: this table's own."""
 
     def __post_init__(self) -> None:
         n, rows = len(self.offset) - 1, len(self.embedding)
@@ -79,6 +89,7 @@ class BagTable:
             )
             raise OptionError(msg)
         expected = {"coords": rows, "image_ids": n, "patient_ids": n, "labels": n}
+        expected = expected if self.truth is None else {"truth": n, **expected}
         for name, length in expected.items():
             if len(getattr(self, name)) != length:
                 msg = f"{name} has {len(getattr(self, name))} entries where {length} are needed"
@@ -102,7 +113,28 @@ class BagTable:
             coords=self.coords[rows],
             label=int(self.labels[row]),
             image_id=str(self.image_ids[row]),
+            truth=None if self.truth is None else self.truth[row],
         )
+
+    def rows(self, choice: NDArray[np.int64]) -> NDArray[np.int64] | slice:
+        """Find the rows of some bags, a slice where they lie in one piece."""
+        if len(choice) and np.all(np.diff(choice) == 1):
+            return slice(int(self.offset[choice[0]]), int(self.offset[choice[-1] + 1]))
+        lengths = np.diff(self.offset)[choice]
+        # Row k of bag i is starts[i] + k: repeat what each bag adds to a running count.
+        shift = self.offset[choice] - (np.cumsum(lengths) - lengths)
+        rows: NDArray[np.int64] = np.arange(int(lengths.sum())) + np.repeat(shift, lengths)
+        return rows
+
+    def parts(self, choice: NDArray[np.int64], n_bytes: int) -> Iterator[slice]:
+        """Cut some bags into runs whose rows take ``n_bytes``, or one bag where that takes more."""
+        ends = np.cumsum(np.diff(self.offset)[choice]) * (4 * self.embedding.shape[1])
+        start = 0
+        while start < len(choice):
+            before = ends[start - 1] if start else 0
+            stop = max(start + 1, int(np.searchsorted(ends, before + n_bytes, side="right")))
+            yield slice(start, stop)
+            start = stop
 
     def gather(self, choice: NDArray[np.int64]) -> NDArray[np.float32]:
         """Give the embeddings of some bags, ``(patch, feature)`` float32.
@@ -134,33 +166,33 @@ def read_table(
     image_ids: NDArray[np.object_],
     *,
     patient_ids: NDArray[np.object_],
-    labels: Sequence[str | None] | None,
+    labels: NDArray[np.int64],
+    truth: NDArray[np.float64] | None,
     augmentation: str,
     memory_limit: int | None,
     cache: str | os.PathLike[str] | None,
-) -> tuple[BagTable, tuple[str, ...]]:
-    """Read images in their order from the store; give them with the names of the classes.
+) -> BagTable:
+    """Read images in their order from the store.
 
     Parameters
     ----------
     features, augmentation
         What is read.
-    image_ids, patient_ids, labels
-        One per bag; no labels at all are None.
+    image_ids, patient_ids, labels, truth
+        As of :class:`BagTable`.
     memory_limit, cache
         As of :func:`zoo.cache.read_rows`.
     """
-    codes, classes = encode(labels, None, len(image_ids))
     rows = read_rows(
         features, list(image_ids), augmentation, memory_limit=memory_limit, folder=cache
     )
-    table = BagTable(
+    return BagTable(
         embedding=rows.embedding,
         offset=rows.offset,
         coords=rows.coords,
         image_ids=image_ids,
         patient_ids=patient_ids,
-        labels=codes,
+        labels=labels,
+        truth=truth,
         folder=rows.folder,
     )
-    return table, classes

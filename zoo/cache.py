@@ -98,6 +98,7 @@ def read_rows(
     *,
     memory_limit: int | None = None,
     folder: str | os.PathLike[str] | None = None,
+    times: int = 1,
 ) -> Rows:
     """Read images from the store: into memory if they fit, else into a mapped local file.
 
@@ -114,6 +115,8 @@ def read_rows(
         file always.
     folder
         Where local files are kept; see :func:`cache_folder`.
+    times
+        So many arrays as this one are to share the memory: they fit together, or not.
 
     Raises
     ------
@@ -128,7 +131,7 @@ def read_rows(
     stored = np.dtype(spec.dtype).itemsize
     # Half precision is converted: for a moment both are there.
     per_row = spec.n_features * (4 if stored == 4 else 4 + stored) + _COORDS_BYTES
-    if int(offset[-1]) * per_row <= limit:
+    if times * int(offset[-1]) * per_row <= limit:
         loaded = features.load(image_ids, augmentation)
         embedding = np.asarray(loaded.embedding, dtype=np.float32)
         return Rows(embedding=embedding, offset=offset, coords=loaded.coords, folder=None)

@@ -18,18 +18,23 @@ import numpy as np
 
 from histostore.errors import OptionError
 from histostore.files import public_url
+from zoo import tasks
 from zoo.errors import SplitError
 from zoo.jobs import Execution, Job, Task, run_jobs
-from zoo.predictions import predictions_frame
+from zoo.manyviews import all_views, views_told
+from zoo.predictions import predictions_frame, written
 from zoo.recipes import Recipe
-from zoo.run import HISTORY_COLUMNS, begin, write_run
+from zoo.run import begin, write_run
+from zoo.soundness import history_columns
 from zoo.split import Split
+from zoo.targets import strata
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
     import pandas as pd
+    from numpy.typing import NDArray
 
     from histostore.cohort import Cohort
     from zoo.bags import Bags
@@ -38,6 +43,8 @@ if TYPE_CHECKING:
     from zoo.run import Run
 
 __all__ = ["Execution", "fit_run", "make_split"]
+
+_CLASSES = tasks.Task()
 
 LEAVE_ONE_OUT = "leave-one-patient-out"
 """The value of ``folds`` that tests each patient alone."""
@@ -69,7 +76,7 @@ def make_split(
     split_seed
         Decides the shuffling.
     """
-    labels = np.array(bags.classes, dtype=object)[bags.labels].astype(str)
+    labels = _strata(bags, 1 if split_column is not None else folds)
     if split_column is not None:
         if cohort is None or repeats != 1:
             msg = f"split column {split_column!r} needs a cohort, and {repeats=} must be 1"
@@ -92,6 +99,14 @@ def make_split(
     return Split.k_fold(
         labels, bags.patient_ids, int(folds), split_seed, repeats, image_ids=bags.image_ids
     )
+
+
+def _strata(bags: Bags, folds: int | str) -> NDArray[np.str_]:
+    """Name the group of each image of which all folds shall have a like share."""
+    if bags.task.one_class:
+        return np.array(bags.classes, dtype=object)[bags.labels].astype(str)
+    least = int(folds) if str(folds).isdecimal() else 2
+    return strata(bags.task, bags.truth, bags.patient_ids, least)
 
 
 def fit_run(
@@ -134,19 +149,22 @@ def fit_run(
     ------
     SplitError, LeakError
         If the bags cannot be split, or the split is over other images.
+    NotSupported
+        If the head cannot learn the bags' task.
     RecipeError
-        If the recipe does not fit the head.
+        If the recipe does not fit the head or the task.
     RunError
         If ``out`` holds something else.
     StorageError
         If ``out`` cannot be written.
     """
     start = time.monotonic()
+    recipe = Recipe() if recipe is None else recipe
+    head.check_task(bags.task, recipe)
     split = make_split(bags) if split is None else split
     if split.image_ids != bags.image_ids:
         msg = f"the split is over {len(split.image_ids)} other images than these {len(bags)} bags"
         raise SplitError(msg)
-    recipe = Recipe() if recipe is None else recipe
     chosen = _seeds(seeds)
     head.check_recipe(recipe, has_validation=all(len(fold.validation) for fold in split))
     document = _document(bags, split, head, recipe=recipe, seeds=chosen)
@@ -164,20 +182,21 @@ def fit_run(
     document["store"] = {**bags.source.get("store", {}), "url": public_url(store_url)}
     document["cohort"] |= bags.source.get("cohort", {})
     document["seconds"] = round(time.monotonic() - start, 3)
-    return write_run(folder, document, _predictions(bags, results), _history(results))
+    return write_run(folder, document, _predictions(bags, results), _history(results, bags.task))
 
 
 def _document(
     bags: Bags, split: Split, head: HeadSpec, *, recipe: Recipe, seeds: list[int]
 ) -> dict[str, Any]:
     """Tell everything that decides the result, apart from the embeddings themselves."""
-    return {
+    told = {
         "kind": "run",
         "head": head.to_json(),
         "recipe": recipe.to_json(),
         "target": bags.target,
         "classes": list(bags.classes),
         "augmentation": bags.augmentation,
+        **views_told(bags),
         "split": split.to_json(),
         "seeds": seeds,
         "cohort": {
@@ -187,11 +206,13 @@ def _document(
             "n_failed": bags.n_failed,
         },
     }
+    # Without a task it is classification, as it was before there were others.
+    return told if bags.task.kind == "classification" else {**told, "task": bags.task.to_json()}
 
 
 def _digest(bags: Bags) -> str:
     digest = hashlib.sha256()
-    for block in bags.blocks():
+    for block in (block for one in all_views(bags) for block in one.blocks()):
         digest.update(np.ascontiguousarray(block.embedding).data)
         digest.update(np.ascontiguousarray(block.coords).data)
     digest.update(bags.offset.tobytes())
@@ -210,7 +231,7 @@ def _predictions(bags: Bags, results: Sequence[Result]) -> pd.DataFrame:
     import pandas as pd
 
     image_ids, patient_ids = np.array(bags.image_ids), np.array(bags.patient_ids)
-    target = np.array(bags.classes)[bags.labels]
+    target = written(bags.truth, bags.classes, bags.task)
     parts = [
         predictions_frame(
             image_ids=image_ids[rows],
@@ -221,6 +242,7 @@ def _predictions(bags: Bags, results: Sequence[Result]) -> pd.DataFrame:
             target=target[rows],
             prob=result.prob[role],
             classes=bags.classes,
+            task=bags.task,
         )
         for result in results
         for role, rows in result.job.fold.parts.items()
@@ -228,7 +250,7 @@ def _predictions(bags: Bags, results: Sequence[Result]) -> pd.DataFrame:
     return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
 
-def _history(results: Sequence[Result]) -> pd.DataFrame:
+def _history(results: Sequence[Result], learned: tasks.Task = _CLASSES) -> pd.DataFrame:
     import pandas as pd
 
     rows = [
@@ -236,4 +258,4 @@ def _history(results: Sequence[Result]) -> pd.DataFrame:
         for result in results
         for row in result.history
     ]
-    return pd.DataFrame(rows).reindex(columns=list(HISTORY_COLUMNS))
+    return pd.DataFrame(rows).reindex(columns=list(history_columns(learned)))

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import time
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,9 @@ import numpy as np
 from histostore.errors import OptionError
 from zoo.bags import Bags
 from zoo.errors import RunError
+from zoo.heads.base import check_together
+from zoo.manyviews import all_views, predict_views, spilled
+from zoo.metrics import headline, metric_title
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from zoo.heads.base import HeadSpec
+    from zoo.heads.base import Head, HeadSpec
     from zoo.recipes import Recipe
     from zoo.split import Fold
 
@@ -59,7 +63,7 @@ class Result:
     job: Job
     """Which one it was."""
     prob: dict[str, NDArray[np.float64]]
-    """Role to probabilities ``(image, class)``, images as in the fold."""
+    """Role to what was predicted, ``(image, column)``, images as in the fold."""
     history: list[dict[str, Any]]
     """One row per epoch."""
 
@@ -90,10 +94,14 @@ class Execution:
     workers: int | None = 1
     """Processes to fit in; None is one per core where that pays. With more than one, a calling
     script must be guarded by ``if __name__ == "__main__"``, for each process imports it."""
+    together: str = "auto"
+    """Whether all seeds of a fold are fitted as one computation: ``always``, ``never``, or
+    ``auto``, on a GPU (:meth:`~zoo.heads.base.HeadSpec.fit_many`)."""
     progress: Progress | None = None
     """Called as ``progress(done, total, message)`` after each fit."""
 
     def __post_init__(self) -> None:
+        check_together(self.together)
         if self.workers is not None and self.workers < 1:
             msg = f"workers is {self.workers}: give at least 1"
             raise OptionError(msg)
@@ -119,24 +127,39 @@ class Task:
     execution: Execution
     """Where to compute."""
 
-    def do(self, job: Job, bags: Bags) -> str:
-        """Fit, predict and write; the head's file first, so that a result implies a head."""
-        fold = job.fold
-        head = self.head.fit(
+    def units(self, jobs: Sequence[Job]) -> list[list[Job]]:
+        """Group jobs as they are done: one by one, or all of a fold together."""
+        device, together = self.execution.device, self.execution.together
+        if not self.head.trains_together(device=device, together=together):
+            return [[job] for job in jobs]
+        return [list(some) for _, some in groupby(jobs, key=lambda job: job.fold.number)]
+
+    def do(self, jobs: Sequence[Job], bags: Bags) -> list[str]:
+        """Fit, predict and write jobs of one fold."""
+        fold = jobs[0].fold
+        heads = self.head.fit_many(
             bags[fold.train],
             validation=bags[fold.validation] if len(fold.validation) else None,
             recipe=self.recipe,
-            seed=job.seed,
+            seeds=[job.seed for job in jobs],
+            together=self.execution.together,
             device=self.execution.device,
             # One thread: several jobs fill the cores better than one job does, and cores that
             # others use as well make threads that wait for each other ten times slower.
             threads=1,
         )
-        prob = {role: head.predict_proba(bags[rows]) for role, rows in fold.parts.items()}
+        return [self._keep(job, head, bags) for job, head in zip(jobs, heads, strict=True)]
+
+    def _keep(self, job: Job, head: Head, bags: Bags) -> str:
+        """Predict and write; the head's file first, so that a result implies a head."""
+        prob = {
+            role: predict_views(head, bags[rows], () if role == "train" else None)
+            for role, rows in job.fold.parts.items()
+        }
         history = [{key: _plain(value) for key, value in row.items()} for row in head.history]
         head.save(self.heads / f"{job.name}{head.suffix}")
         Result(job=job, prob=prob, history=history).save(self.unfinished)
-        return _message(job, history)
+        return _message(job, history, headline(bags.task))
 
 
 def run_jobs(jobs: Sequence[Job], bags: Bags, task: Task) -> list[Result]:
@@ -168,19 +191,20 @@ def run_jobs(jobs: Sequence[Job], bags: Bags, task: Task) -> list[Result]:
 
 
 def _do_all(todo: list[Job], task: Task, bags: Bags) -> Iterator[str]:
-    """Do the first job here; the rest too, unless more processes are asked for or pay."""
-    workers = task.execution.workers
-    if todo and workers is None:
+    """Do the first unit here; the rest too, unless more processes are asked for or pay."""
+    workers, units = task.execution.workers, task.units(todo)
+    if units and workers is None:
         start = time.monotonic()
-        yield task.do(todo[0], bags)
-        todo = todo[1:]
-        seconds = (time.monotonic() - start) * len(todo)
+        yield from task.do(units[0], bags)
+        units = units[1:]
+        seconds = (time.monotonic() - start) * len(units)
         workers = _workers_that_pay(seconds, task.execution.device)
-    workers = min(workers or 1, len(todo))
+    workers = min(workers or 1, len(units))
     if workers < 2:
-        yield from (task.do(job, bags) for job in todo)
+        for unit in units:
+            yield from task.do(unit, bags)
     else:
-        yield from _side_by_side(todo, task, bags, workers)
+        yield from _side_by_side(units, task, bags, workers)
 
 
 def _workers_that_pay(seconds: float, device: str) -> int:
@@ -201,8 +225,8 @@ def _uses_gpu(device: str) -> bool:
     return bool(torch.cuda.is_available())
 
 
-def _side_by_side(todo: list[Job], task: Task, bags: Bags, workers: int) -> Iterator[str]:
-    """Hand jobs to worker processes; messages come as jobs end."""
+def _side_by_side(units: list[list[Job]], task: Task, bags: Bags, workers: int) -> Iterator[str]:
+    """Hand units to worker processes; messages come as they end."""
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
@@ -216,10 +240,10 @@ def _side_by_side(todo: list[Job], task: Task, bags: Bags, workers: int) -> Iter
             initargs=(dataclasses.replace(task, execution=here), *sent),
         )
         with _stopped(pool):
-            futures = [pool.submit(_work, job) for job in todo]
+            futures = [pool.submit(_work, unit) for unit in units]
             try:
                 for future in as_completed(futures):
-                    yield future.result()
+                    yield from future.result()
             except BrokenProcessPool as error:
                 msg = (
                     "a worker process died, perhaps for want of memory: run the same again with "
@@ -231,8 +255,13 @@ def _side_by_side(todo: list[Job], task: Task, bags: Bags, workers: int) -> Iter
 @contextlib.contextmanager
 def _sent(bags: Bags, path: Path) -> Iterator[tuple[Path | None, dict[str, Any] | Bags]]:
     """Give bags as workers get them, with the rows in a file for the time of a block."""
-    if bags.folder is not None:  # they travel as the name of the file that is mapped here already
+    if all(one.folder is not None for one in all_views(bags)):
+        # They travel as the names of the files that are mapped here already.
         yield None, bags
+        return
+    if bags.table.others:
+        with spilled(bags, path.parent) as mapped:
+            yield None, mapped
         return
     np.save(path, bags.embedding, allow_pickle=False)
     try:
@@ -259,6 +288,8 @@ def _light(bags: Bags) -> dict[str, Any]:
         "image_ids": bags.image_ids,
         "patient_ids": bags.patient_ids,
         "coords": bags.coords,
+        "task": bags.task,
+        "truth": None if bags.task.one_class else bags.truth,
     }
 
 
@@ -274,9 +305,9 @@ def _start_worker(task: Task, shared: Path | None, sent: dict[str, Any] | Bags) 
     _worker.update(task=task, bags=sent)
 
 
-def _work(job: Job) -> str:
-    message: str = _worker["task"].do(job, _worker["bags"])
-    return message
+def _work(jobs: list[Job]) -> list[str]:
+    messages: list[str] = _worker["task"].do(jobs, _worker["bags"])
+    return messages
 
 
 def _plain(value: object) -> object:
@@ -284,9 +315,9 @@ def _plain(value: object) -> object:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _message(job: Job, history: list[dict[str, Any]]) -> str:
+def _message(job: Job, history: list[dict[str, Any]], metric: str) -> str:
     where = f"fold {job.fold.number}, seed {job.seed}"
-    last = history[-1].get("validation_macro_f1") if history else None
+    last = history[-1].get(f"validation_{metric}") if history else None
     if last is None or last != last:  # noqa: PLR0124 (NaN where nothing validates)
         return where
-    return f"{where}: validation macro-F1 {last:.3f}"
+    return f"{where}: validation {metric_title(metric)} {last:.3f}"

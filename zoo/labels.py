@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,11 +11,11 @@ import numpy as np
 from histostore.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["encode", "named", "objects"]
+__all__ = ["digest_of", "encode", "named", "objects"]
 
 _NAMED = 3
 """How many images a message names before it only counts."""
@@ -60,6 +62,18 @@ def encode(
         msg = f"labels {wrong[:_NAMED]} are not among the classes {list(known)}"
         raise OptionError(msg)
     return codes, known
+
+
+def digest_of(rows: Iterable[tuple[object, ...]]) -> str:
+    """Give the SHA-256 of rows of JSON values, whatever their order.
+
+    Examples
+    --------
+    >>> digest_of([("a", 1), ("b", 2)]) == digest_of([("b", 2), ("a", 1)])
+    True
+    """
+    text = json.dumps(sorted(map(list, rows)), ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def objects(values: Sequence[object]) -> NDArray[np.object_]:

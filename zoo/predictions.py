@@ -1,4 +1,18 @@
-"""Predictions as a table, what they say of each image, and how good they are."""
+"""Predictions as a table, what they say of each image, and how good they are.
+
+The table has the columns ``image_id, patient_id, fold, seed, role``, then the truth, then what was
+predicted:
+
+==============  ========================================  ============================
+task            truth                                     predicted
+==============  ========================================  ============================
+classification  ``target``, a class                       ``prob_<class>``, sum 1
+ordinal         ``target``, a level                       ``prob_<level>``, sum 1
+multi-label     ``target``, labels with ``;`` between     ``prob_<label>``
+regression      ``target``, a number                      ``pred_<column>``
+survival        ``target_time``, ``target_event`` (0, 1)  ``pred_risk``
+==============  ========================================  ============================
+"""
 
 from __future__ import annotations
 
@@ -6,8 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from zoo.metrics import METRICS, evaluate
+from zoo.metrics import evaluate
 from zoo.statistics import bootstrap
+from zoo.tasks import Task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,15 +35,19 @@ __all__ = [
     "ROLES",
     "Predictions",
     "average",
+    "fixed_columns",
     "measure",
     "predictions_frame",
+    "written",
 ]
 
 ROLES = ("train", "validation", "test")
 """What a fold used an image for."""
 
 FIXED_COLUMNS = ("image_id", "patient_id", "fold", "seed", "role", "target")
-"""Columns of ``predictions.parquet`` before the probabilities."""
+"""Columns of ``predictions.parquet`` before the probabilities, where the target is one column."""
+
+_CLASSES = Task()
 
 
 class Predictions(NamedTuple):
@@ -38,10 +57,63 @@ class Predictions(NamedTuple):
     """Images ``(image,)``, sorted."""
     patient_ids: NDArray[np.object_]
     """Their patients."""
-    y_true: NDArray[np.int64]
-    """True classes, indices into the run's classes."""
+    y_true: NDArray[Any]
+    """True classes, indices into the run's classes; of other tasks ``(image, column)`` float64."""
     prob: NDArray[np.float64]
-    """Probabilities ``(image, class)``."""
+    """Probabilities ``(image, class)``; of other tasks what was predicted, ``(image, column)``."""
+
+
+def fixed_columns(task: Task) -> tuple[str, ...]:
+    """List the columns before what was predicted.
+
+    Examples
+    --------
+    >>> fixed_columns(Task.of("survival", "time,event"))[-3:]
+    ('role', 'target_time', 'target_event')
+    """
+    return (*FIXED_COLUMNS[:-1], *task.target_columns)
+
+
+def written(truth: NDArray[Any], classes: Sequence[str], task: Task = _CLASSES) -> NDArray[Any]:
+    """Write truth as a table has it.
+
+    Parameters
+    ----------
+    truth
+        As of :attr:`zoo.bags.Bags.truth`.
+    classes, task
+        Of the run.
+
+    Returns
+    -------
+    target
+        ``(image,)``, or ``(image, column)`` where a task has several columns of truth.
+
+    Examples
+    --------
+    >>> task = Task.of("multi-label", "er,pr")
+    >>> written(np.array([[1, 0], [1, 1], [0, 0]]), ("er", "pr"), task).tolist()
+    ['er', 'er;pr', '']
+    """
+    if task.one_class:
+        names: NDArray[Any] = np.array(classes)[truth]
+        return names
+    if task.kind == "multi-label":
+        named = np.array(classes, dtype=object)
+        return np.array([";".join(named[row > 0]) for row in truth], dtype=object)
+    return truth[:, 0] if len(task.target_columns) == 1 else truth
+
+
+def _read(frame: pd.DataFrame, classes: Sequence[str], task: Task) -> NDArray[Any]:
+    """Invert :func:`written`."""
+    if not task.has_classes:
+        return frame[list(task.target_columns)].to_numpy(dtype=np.float64)
+    cells = frame["target"].to_numpy(dtype=object)
+    if task.one_class:
+        known = {name: k for k, name in enumerate(classes)}
+        return np.array([known[cell] for cell in cells], dtype=np.int64)
+    told = [set(cell.split(";")) for cell in cells]
+    return np.array([[float(name in names) for name in classes] for names in told])
 
 
 def predictions_frame(
@@ -54,57 +126,61 @@ def predictions_frame(
     target: Sequence[str] | NDArray[Any],
     prob: NDArray[np.float64],
     classes: Sequence[str],
+    task: Task = _CLASSES,
 ) -> pd.DataFrame:
     """Make the rows of ``predictions.parquet`` for one fold, seed and role.
 
     Parameters
     ----------
     image_ids, patient_ids, target
-        Image, patient and true class of each row.
+        Image, patient and true class of each row; other tasks as of :func:`written`.
     fold, seed, role
         The same for all rows.
     prob
-        Probabilities ``(image, class)``.
+        Probabilities ``(image, class)``; of other tasks what was predicted.
     classes
         Names of the classes.
+    task
+        What was predicted.
     """
     import pandas as pd
 
-    values = (list(image_ids), list(patient_ids), fold, seed, role, list(target))
-    columns: dict[str, Any] = dict(zip(FIXED_COLUMNS, values, strict=True))
-    columns |= {f"prob_{name}": prob[:, k] for k, name in enumerate(classes)}
+    truth = [list(target)] if len(task.target_columns) == 1 else list(np.asarray(target).T)
+    values = (list(image_ids), list(patient_ids), fold, seed, role, *truth)
+    columns: dict[str, Any] = dict(zip(fixed_columns(task), values, strict=True))
+    columns |= {name: prob[:, k] for k, name in enumerate(task.value_columns(classes))}
     return pd.DataFrame(columns)
 
 
-def average(frame: pd.DataFrame, classes: Sequence[str]) -> Predictions:
-    """Average a table's probabilities over all rows of each image.
+def average(frame: pd.DataFrame, classes: Sequence[str], task: Task = _CLASSES) -> Predictions:
+    """Average a table's probabilities, or what else was predicted, over all rows of each image.
 
     Parameters
     ----------
     frame
         Rows of one role.
-    classes
-        Names of the classes.
+    classes, task
+        Of the run.
     """
     images, first, place = np.unique(
         frame["image_id"].to_numpy(dtype=object).astype(str),
         return_index=True,
         return_inverse=True,
     )
-    prob = frame[[f"prob_{name}" for name in classes]].to_numpy(dtype=np.float64)
-    total = np.zeros((len(images), len(classes)))
+    prob = frame[list(task.value_columns(classes))].to_numpy(dtype=np.float64)
+    total = np.zeros((len(images), prob.shape[1]))
     np.add.at(total, place, prob)
-    known = {name: k for k, name in enumerate(classes)}
-    target = frame["target"].to_numpy(dtype=object)[first]
     return Predictions(
         image_ids=images.astype(object),
         patient_ids=frame["patient_id"].to_numpy(dtype=object)[first],
-        y_true=np.array([known[name] for name in target], dtype=np.int64),
+        y_true=_read(frame.iloc[first], classes, task),
         prob=total / np.bincount(place, minlength=len(images))[:, None],
     )
 
 
-def measure(predictions: pd.DataFrame, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
+def measure(
+    predictions: pd.DataFrame, classes: Sequence[str], task: Task = _CLASSES
+) -> dict[str, dict[str, Any]]:
     """Compute the metrics of a predictions table, for validation and test.
 
     Returns
@@ -119,15 +195,15 @@ def measure(predictions: pd.DataFrame, classes: Sequence[str]) -> dict[str, dict
         frame = predictions[predictions["role"] == role]
         if len(frame) == 0:
             continue
-        images = average(frame, classes)
-        intervals = bootstrap(images.y_true, images.prob, images.patient_ids)
+        images = average(frame, classes, task)
+        intervals = bootstrap(images.y_true, images.prob, images.patient_ids, task=task)
         by_seed = []
         for seed in sorted(frame["seed"].unique()):
-            one = average(frame[frame["seed"] == seed], classes)
-            by_seed.append(evaluate(one.y_true, one.prob))
+            one = average(frame[frame["seed"] == seed], classes, task)
+            by_seed.append(evaluate(one.y_true, one.prob, task))
         found[role] = {
             name: {**intervals[name].to_json(), **_spread([scores[name] for scores in by_seed])}
-            for name in METRICS
+            for name in intervals
         }
     return found
 

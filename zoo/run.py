@@ -3,7 +3,8 @@
 ::
 
     RUN/run.json             what was run, on what, and the metrics with intervals; written last
-    RUN/predictions.parquet  image_id, patient_id, fold, seed, role, target, prob_<class>…
+    RUN/predictions.parquet  image_id, patient_id, fold, seed, role, target, prob_<class>…,
+                             of other tasks than classification: see zoo.predictions
     RUN/history.parquet      fold, seed, epoch, losses and metrics of training
     RUN/heads/<fold>-<seed>.*   fitted heads, no pickle among them (a run, not an ensemble)
 
@@ -21,14 +22,14 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from histostore.errors import StorageError
+from histostore.errors import OptionError, StorageError
 from histostore.provenance import versions
 from histostore.text import table
 from zoo.errors import RunError
-from zoo.metrics import METRICS
-from zoo.predictions import FIXED_COLUMNS, ROLES, Predictions, average, measure
+from zoo.metrics import metric_names
+from zoo.predictions import Predictions, average, measure
+from zoo.soundness import HISTORY_COLUMNS, document_problem, table_problems
+from zoo.tasks import Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -46,20 +47,6 @@ __all__ = [
 
 FORMAT = 1
 """Version of the directory's layout."""
-
-HISTORY_COLUMNS = (
-    "fold",
-    "seed",
-    "epoch",
-    "train_loss",
-    "train_macro_f1",
-    "train_accuracy",
-    "validation_loss",
-    "validation_macro_f1",
-    "validation_accuracy",
-    "overfit_gap",
-)
-"""Columns of ``history.parquet``; ``overfit_gap`` is train − validation macro-F1."""
 
 _UNFINISHED = "unfinished"
 
@@ -94,7 +81,7 @@ class Run:
             predictions=_read_table(folder / "predictions.parquet"),
             history=_read_table(folder / "history.parquet"),
         )
-        problems = _problems(run)
+        problems = table_problems(run.predictions, run.history, run.classes, run.task)
         if problems:
             raise RunError(f"{folder} is damaged: {problems[0]}", problems=problems)
         return run
@@ -110,12 +97,19 @@ class Run:
         return tuple(self.document["classes"])
 
     @property
+    def task(self) -> Task:
+        """What was learned."""
+        return Task.from_json(self.document.get("task"))
+
+    @property
     def is_ensemble(self) -> bool:
         """Whether the directory combines other runs."""
         return bool(self.document["kind"] == "ensemble")
 
     def probabilities(self, role: str = "test", *, seed: int | None = None) -> Predictions:
         """Average each image's predictions over seeds, repeats and folds of one role.
+
+        Of tasks without classes they are numbers or risks, not probabilities.
 
         Parameters
         ----------
@@ -127,7 +121,7 @@ class Run:
         frame = self.predictions[self.predictions["role"] == role]
         if seed is not None:
             frame = frame[frame["seed"] == seed]
-        return average(frame, self.classes)
+        return average(frame, self.classes, self.task)
 
     def test_probabilities(self) -> Predictions:
         """Average each image's out-of-fold predictions over seeds and repeats."""
@@ -145,7 +139,7 @@ class Run:
         made = f"{len(told.get('members', ()))} runs" if self.is_ensemble else fitted
         head = (told.get("head") or {}).get("name", "")
         rows = []
-        for name in METRICS:
+        for name in metric_names(self.task):
             test = told["metrics"]["test"][name]
             watched = told["metrics"].get("validation", {}).get(name, {})
             spread = (test["seed_mean"], test["seed_sd"])
@@ -159,7 +153,9 @@ class Run:
                 }
             )
         first = f"{self.path}: {head}, {len(self.test_probabilities().image_ids):,} images tested"
-        return "\n".join([f"{first}, {len(self.classes)} classes, {made}", table(rows)])
+        kind = self.task.kind
+        what = f"{len(self.classes)} classes" if kind == "classification" else kind
+        return "\n".join([f"{first}, {what}, {made}", table(rows)])
 
     def load_heads(self) -> dict[tuple[int, int], Head]:
         """Read all fitted heads: (fold, seed) to head.
@@ -250,13 +246,13 @@ def write_run(
         The tables.
     """
     folder = Path(path)
-    classes = tuple(document["classes"])
+    classes, task = tuple(document["classes"]), Task.from_json(document.get("task"))
     told = {
         "format": FORMAT,
         **document,
         "versions": versions(),
         "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "metrics": measure(predictions, classes),
+        "metrics": measure(predictions, classes, task),
     }
     try:
         _write_table(folder / "predictions.parquet", predictions)
@@ -281,60 +277,13 @@ def _read_document(folder: Path) -> dict[str, Any]:
         raise RunError(
             f"{folder} has format {version}, this version reads up to {FORMAT}: upgrade histostore"
         )
-    classes = document.get("classes")
-    if not (isinstance(classes, list) and classes and all(isinstance(c, str) for c in classes)):
-        raise RunError(f"{folder / 'run.json'} is damaged: classes must be a list of names")
-    problem = _document_problem(document)
+    try:
+        problem = document_problem(document, Task.from_json(document.get("task")))
+    except OptionError as error:
+        problem = str(error)
     if problem:
         raise RunError(f"{folder / 'run.json'} is damaged: {problem}")
     return document
-
-
-def _document_problem(document: dict[str, Any]) -> str:
-    """Say what a document lacks that tables and reports rely on."""
-    if not isinstance(document.get("name"), str):
-        return "it has no name"
-    seeds = document.get("seeds")
-    if not isinstance(seeds, list) or not seeds:
-        return "it has no seeds"
-    metrics = document.get("metrics")
-    test = metrics.get("test") if isinstance(metrics, dict) else None
-    known = test if isinstance(test, dict) else {}
-    if not all(isinstance(known.get(name), dict) for name in METRICS):
-        return "it has no test metrics"
-    return ""
-
-
-def _problems(run: Run) -> list[str]:
-    """Find what contradicts the document, or makes no sense."""
-    frame = run.predictions
-    columns = (*FIXED_COLUMNS, *(f"prob_{name}" for name in run.classes))
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        return [f"predictions.parquet lacks {', '.join(missing)}"]
-    problems = []
-    roles = sorted(set(frame["role"].unique()) - set(ROLES), key=str)
-    if roles:
-        problems.append(f"predictions.parquet has role {roles[0]!r}, known are {', '.join(ROLES)}")
-    if not (frame["role"] == "test").any():
-        problems.append("predictions.parquet has no test row")
-    strange = sorted(set(frame["target"].unique()) - set(run.classes), key=str)
-    if strange:
-        problems.append(f"predictions.parquet has target {strange[0]!r}, not among the classes")
-    if not _are_probabilities(frame[list(columns[len(FIXED_COLUMNS) :])]):
-        problems.append("predictions.parquet holds rows that are not probabilities")
-    lacking = [name for name in HISTORY_COLUMNS if name not in run.history.columns]
-    if lacking:
-        problems.append(f"history.parquet lacks {', '.join(lacking)}")
-    return problems
-
-
-def _are_probabilities(frame: pd.DataFrame) -> bool:
-    try:
-        prob = frame.to_numpy(dtype=np.float64)
-    except (TypeError, ValueError):
-        return False
-    return bool(np.all(prob >= 0) and np.allclose(prob.sum(axis=1), 1.0, atol=1e-4))
 
 
 def _number(value: float | None) -> str:

@@ -1,7 +1,8 @@
 """Intervals and differences by resampling patients.
 
 Images of a patient are not independent, so whole patients are drawn (the cluster bootstrap,
-Davison & Hinkley 1997, §3.8). Two runs are compared on the same draws.
+Davison & Hinkley 1997, §3.8). Two runs are compared on the same draws. What becomes an interval of
+the draws is said in :mod:`zoo.intervals`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histostore.errors import OptionError
-from zoo.metrics import METRICS, Scorer
+from zoo.intervals import SHARES, percentile_interval, share_interval
+from zoo.metrics import make_scorer
+from zoo.tasks import Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
+
+    from zoo.metrics import AnyScorer
 
 __all__ = ["Difference", "Interval", "bootstrap", "paired_bootstrap", "patient_draws"]
 
@@ -27,13 +32,15 @@ N_RESAMPLES = 2000
 LEVEL = 0.95
 """Share of resamples inside an interval."""
 
+_CLASSES = Task()
+
 _CHUNK_WEIGHTS = 2_000_000
 """Weights held at a time: 16 MB, whatever the cohort's size."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Interval:
-    """A metric with its percentile interval; None where it is undefined."""
+    """A metric with its interval; None where it is undefined."""
 
     value: float | None
     """The metric of the images as they are."""
@@ -108,40 +115,46 @@ def bootstrap(
     prob: ArrayLike,
     patient_ids: Sequence[str] | NDArray[np.object_],
     *,
+    task: Task = _CLASSES,
     n_resamples: int = N_RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
 ) -> dict[str, Interval]:
     """Compute every metric with its interval over patients.
 
+    Scores from 0 to 1 (:data:`zoo.intervals.SHARES`) have Wilson's interval for as many images as
+    the variance of the resamples says they are worth; the others have percentiles of the resamples.
     Resamples in which a metric is undefined are left out of its interval; where that is
     more than half of them, the interval is None.
 
     Parameters
     ----------
     y_true
-        True class of each image, ``(image,)`` integers.
+        True class of each image, ``(image,)`` integers; or the truth of another task.
     prob
-        Probabilities, ``(image, class)``.
+        Probabilities, ``(image, class)``; or what was predicted in another task.
     patient_ids
         Patient of each image.
+    task
+        What was predicted; decides the metrics.
     n_resamples, level, seed
         Resamples, share of them inside the interval, and what decides the draws.
 
     Examples
     --------
     >>> y, prob = [0, 0, 1, 1], [[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.1, 0.9]]
-    >>> bootstrap(y, prob, ["p1", "p2", "p3", "p4"])["accuracy"]
-    Interval(value=0.75, low=0.25, high=1.0)
+    >>> found = bootstrap(y, prob, ["p1", "p2", "p3", "p4"])["accuracy"]
+    >>> found.value, round(found.low, 2), round(found.high, 2)
+    (0.75, 0.26, 0.96)
     """
-    scorer = Scorer(y_true, prob)
+    scorer = make_scorer(task, y_true, prob)
     values = scorer(np.ones((1, scorer.n_images)))
     draws = _draws([scorer], patient_ids, n_resamples, seed)[0]
-    intervals = {}
-    for name in METRICS:
-        low, high = _percentiles(draws[name], level)
-        intervals[name] = Interval(value=_number(values[name][0]), low=low, high=high)
-    return intervals
+    sizes = (scorer.n_images, len(set(map(str, patient_ids))))
+    return {
+        name: _interval(name, float(values[name][0]), draws[name], sizes, level)
+        for name in scorer.names
+    }
 
 
 def paired_bootstrap(
@@ -150,6 +163,7 @@ def paired_bootstrap(
     second: ArrayLike,
     patient_ids: Sequence[str] | NDArray[np.object_],
     *,
+    task: Task = _CLASSES,
     n_resamples: int = N_RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
@@ -162,30 +176,48 @@ def paired_bootstrap(
     Parameters
     ----------
     y_true
-        True class of each image, ``(image,)`` integers.
+        True class of each image, ``(image,)`` integers; or the truth of another task.
     first, second
-        Probabilities, ``(image, class)``.
+        Probabilities, ``(image, class)``; or what was predicted in another task.
     patient_ids
         Patient of each image.
+    task
+        What was predicted; decides the metrics.
     n_resamples, level, seed
         As for :func:`bootstrap`.
     """
-    scorers = [Scorer(y_true, first), Scorer(y_true, second)]
+    scorers = [make_scorer(task, y_true, first), make_scorer(task, y_true, second)]
     one = np.ones((1, scorers[0].n_images))
     value_a, value_b = (scorer(one) for scorer in scorers)
     draws_a, draws_b = _draws(scorers, patient_ids, n_resamples, seed)
     differences = {}
-    for name in METRICS:
+    for name in scorers[0].names:
         draws = draws_a[name] - draws_b[name]
-        low, high = _percentiles(draws, level)
+        low, high = percentile_interval(draws, level=level)
         differences[name] = Difference(
             value=_number(value_a[name][0] - value_b[name][0]), low=low, high=high, p=_p(draws)
         )
     return differences
 
 
+def _interval(
+    name: str, value: float, draws: NDArray[np.float64], sizes: tuple[int, int], level: float
+) -> Interval:
+    """Put a metric and its resamples together; sizes are how many images and patients."""
+    n_images, n_patients = sizes
+    if name not in SHARES:
+        low, high = percentile_interval(draws, level=level)
+    elif np.isnan(value) or 2 * np.isnan(draws).sum() >= len(draws):
+        low, high = None, None
+    else:
+        low, high = share_interval(
+            value, draws[~np.isnan(draws)], n_images=n_images, n_patients=n_patients, level=level
+        )
+    return Interval(value=None if np.isnan(value) else value, low=low, high=high)
+
+
 def _draws(
-    scorers: list[Scorer],
+    scorers: list[AnyScorer],
     patient_ids: Sequence[str] | NDArray[np.object_],
     n_resamples: int,
     seed: int,
@@ -196,17 +228,9 @@ def _draws(
         for scorer, found in zip(scorers, chunks, strict=True):
             found.append(scorer(weights))
     return [
-        {name: np.concatenate([chunk[name] for chunk in found]) for name in METRICS}
+        {name: np.concatenate([chunk[name] for chunk in found]) for name in scorers[0].names}
         for found in chunks
     ]
-
-
-def _percentiles(draws: NDArray[np.float64], level: float) -> tuple[float | None, float | None]:
-    defined = draws[~np.isnan(draws)]
-    if len(defined) * 2 <= len(draws):
-        return None, None
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def _p(draws: NDArray[np.float64]) -> float | None:

@@ -56,6 +56,9 @@ class SyntheticImage:
     planted: NDArray[np.bool_]
     """``(row, column)`` of grid cells, numbered from the top-left corner."""
 
+    nuclei: NDArray[np.float64]
+    """``(nucleus, 2)``: x and y of the centre of every nucleus in sight, px."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
@@ -146,6 +149,7 @@ class Recipe:
             label=label,
             rgb=to_rgb(tissue, Stain.drawn(self._stream(_STAIN, patient)), tissue_rng),
             planted=planted,
+            nuclei=np.concatenate(tissue.nuclei),
         )
 
     def _stream(self, purpose: int, number: int) -> np.random.Generator:

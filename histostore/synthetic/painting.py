@@ -7,7 +7,7 @@ of the two stains (Ruifrok and Johnston 2001), a little different for every pati
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -96,6 +96,9 @@ class Tissue:
 
     glass: NDArray[np.float32]
     """``(y, x)``, 0 … 1: share of bare glass, outside the tissue or in a lumen."""
+
+    nuclei: list[NDArray[np.float64]] = field(default_factory=list)
+    """Centres of the nuclei so far, ``(nucleus, 2)`` (x, y), group by group."""
 
 
 @lru_cache(maxsize=64)
@@ -188,6 +191,7 @@ def _gland(tissue: Tissue, rng: np.random.Generator) -> None:
     depth = outline(np.arctan2(v, u)) - np.hypot(u, v)  # px inside the basement membrane
     here = np.s_[y0:y1, x0:x1]
     inside = np.clip(depth + 0.5, 0, 1).astype(np.float32)
+    _paint_over(tissue, inside > 0.5, x0, y0)
     lumen = np.clip((depth - band) / 2, 0, 1).astype(np.float32)
     cytoplasm = np.float32(0.42) - np.float32(0.08) * np.clip(depth / band, 0, 1)
     tissue.eosin[here] += (cytoplasm - tissue.eosin[here]) * inside
@@ -245,10 +249,24 @@ def _put(
     shapes = rng.integers(len(library[0]), size=len(points))
     strengths = rng.uniform(0.8, 1.15, len(points))
     corners = np.round(points).astype(int)
+    inside = ((corners >= 0) & (corners < tissue.eosin.shape[::-1])).all(axis=1)
+    tissue.nuclei.append(corners[inside].astype(np.float64))
     for (x, y), turn, shape, strength in zip(
         corners.tolist(), turns.tolist(), shapes.tolist(), strengths.tolist(), strict=True
     ):
         press(tissue.haematoxylin, library[turn][shape], x, y, strength)
+
+
+def _paint_over(tissue: Tissue, covered: NDArray[np.bool_], x0: int = 0, y0: int = 0) -> None:
+    """Forget the nuclei whose centres are under what is painted next.
+
+    ``covered`` is a window, ``(y, x)``, with its top-left corner at (``x0``, ``y0``).
+    """
+    for group, points in enumerate(tissue.nuclei):
+        x, y = (points - (x0, y0)).astype(int).T
+        gone = (x >= 0) & (x < covered.shape[1]) & (y >= 0) & (y < covered.shape[0])
+        gone[gone] = covered[y[gone], x[gone]]
+        tissue.nuclei[group] = points[~gone]
 
 
 def grow_lesion(
@@ -305,6 +323,7 @@ def paint_lesion(
     ragged = uniform_filter(inside, 13)
     ragged += _clouds(shape, 14, rng) * ragged * (1 - ragged)
     soft = np.clip((ragged - np.float32(0.5)) * 3 + np.float32(0.5), 0, 1)
+    _paint_over(tissue, soft > 0.5)
     look = LESIONS[lesion]
     flow = np.float32(0.05) * np.sin(tissue.phase)
     tissue.eosin[:] += (np.float32(look.eosin) + flow - tissue.eosin) * soft

@@ -1,18 +1,28 @@
-"""Ensembles: means of members over the same folds; anything else is refused by name."""
+"""Ensembles: members over the same folds, by every rule; what differs is refused by name."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
 
 from tests.zoo.runs import make_bags, make_run
 from zoo.bags import Bags
-from zoo.ensembles import ensemble
+from zoo.blending import LEARNED, RULES
+from zoo.ensembles import ensemble, learned_text
 from zoo.errors import NotSupported, RunError
+from zoo.fit import fit_run
+from zoo.heads import spec
+from zoo.metrics import make_scorer
 from zoo.recipes import recipe
+from zoo.report import reproduce
 from zoo.run import Run
+from zoo.split import Split
+from zoo.tasks import Task
+
+KEYS = ["image_id", "patient_id", "fold", "seed", "role", "target"]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +95,10 @@ def renamed(labels=None, patients=None):
     ("options", "message"),
     [
         ({"bags": make_bags()[:50]}, r"10 images \(image 50, image 51, image 52, …\) that only"),
-        ({"split_seed": 1}, "the folds of"),
+        (
+            {"split_seed": 1},
+            r"the folds of \d+ images \(.*\): image \d+ is \w+ of fold \d.* here and .* there; image",
+        ),
         ({"bags": renamed(labels=np.char.upper)}, "classes CLASS 0, CLASS 1"),
         ({"bags": renamed(labels=lambda names: names[::-1])}, "the (folds|target) of"),
         ({"bags": renamed(patients=lambda names: [f"{n}!" for n in names])}, "(folds|patient_id)"),
@@ -98,13 +111,74 @@ def test_runs_that_do_not_match_are_refused_by_name(members, tmp_path, options, 
     assert not (tmp_path / "both").exists()
 
 
-def test_one_run_is_no_ensemble_and_rules_to_come_are_refused(members, tmp_path):
+def test_one_run_is_no_ensemble_and_unknown_rules_are_refused(members, tmp_path):
     path = members[0].path
     for paths in ([], [path], [path, path]):
         with pytest.raises(RunError, match="two or more different runs"):
             ensemble(paths, out=tmp_path / "out")
-    with pytest.raises(NotSupported, match="rule 'stack' is not known: use one of mean"):
-        ensemble([member.path for member in members], "stack", out=tmp_path / "out")
+    with pytest.raises(NotSupported, match="rule 'median' is not known: use one of mean"):
+        ensemble([member.path for member in members], "median", out=tmp_path / "out")
+    with pytest.raises(NotSupported, match="calibration 'platt' is not known: use one of none"):
+        ensemble([m.path for m in members], out=tmp_path / "out", calibrate="platt")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("calibrate", ["none", "temperature"])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_run_says_what_every_rule_learned(members, combined, tmp_path, rule, calibrate):
+    paths = [member.path for member in members]
+    made = Run.load(ensemble(paths, rule, out=tmp_path / "out", calibrate=calibrate).path)
+    assert made.document["rule"] == rule
+    again = reproduce._ensemble(made)
+    assert f"--rule {rule}" in again
+    assert (f"--calibrate {calibrate}" in again) == (calibrate != "none")
+    assert made.predictions[KEYS].equals(combined.predictions[KEYS])
+    learned, text = made.document.get("learned", {}), learned_text(made.document)
+    wanted = ({"weights"} if rule in LEARNED else set()) | {calibrate} - {"none"}
+    assert set(learned) == wanted
+    assert bool(text) == bool(wanted)
+    for what, told in learned.items():
+        assert list(told["folds"]) == ["0", "1", "2"]
+        assert told["mean"] == pytest.approx(np.mean(list(told["folds"].values()), axis=0))
+        assert np.shape(told["mean"]) == ((2,) if what == "weights" else ())
+        assert [line.split()[0] for line in text.splitlines()] == ["fold", "0", "1", "2", "mean"]
+        assert ("logistic" if what == "weights" else "temperature") in text.splitlines()[0]
+
+
+def test_weights_are_learned_within_a_repeat_and_many_folds_are_summed_up(tmp_path):
+    bags = make_bags()
+    split = Split.k_fold(bags.labels, bags.patient_ids, 3, repeats=4, image_ids=bags.image_ids)
+    runs = [
+        fit_run(
+            bags, spec("logistic", inverse_penalty=value), out=tmp_path / str(value), split=split
+        )
+        for value in (0.01, 10.0)
+    ]
+    made = ensemble([run.path for run in runs], "weighted", out=tmp_path / "out")
+    told = learned_text(made.document).splitlines()
+    assert [line.split()[0] for line in told] == ["fold", "least", "most", "mean"]
+    # The first repeat alone has the same members' rows, so the same weights.
+    frame = made.predictions
+    for run in runs:
+        own = run.predictions[run.predictions["fold"] < 3]
+        own.to_parquet(run.path / "predictions.parquet")
+    first = ensemble([run.path for run in runs], "weighted", out=tmp_path / "first")
+    wanted = made.document["learned"]["weights"]["folds"]
+    assert first.document["learned"]["weights"]["folds"] == {k: wanted[k] for k in ("0", "1", "2")}
+    assert first.predictions.equals(frame[frame["fold"] < 3].reset_index(drop=True))
+
+
+@pytest.mark.parametrize("options", [{"rule": "rank"}, {"calibrate": "temperature"}])
+def test_what_needs_classes_is_refused_where_there_are_none(tmp_path, options):
+    runs = [make_run(tmp_path / name) for name in ("a", "b")]
+    for run in runs:
+        told = {**run.document, "task": Task.of("ordinal", "label").to_json()}
+        scores = make_scorer(Task.of("ordinal", "label"), [0, 1], np.eye(2)).names
+        told["metrics"]["test"] |= dict.fromkeys(scores, told["metrics"]["test"]["macro_f1"])
+        (run.path / "run.json").write_text(json.dumps(told))
+    with pytest.raises(NotSupported, match="class probabilities, not ordinal: use rule mean"):
+        ensemble([run.path for run in runs], out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_ensemble_is_never_written_over_a_run(members):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zoo.bags import Bags
-from zoo.errors import NotSupported
+from zoo.errors import NotSupported, RecipeError
 from zoo.heads.catalog import spec
 from zoo.heads.graph import edges, nearest, sparsemax
 from zoo.metrics import evaluate
@@ -152,6 +152,11 @@ def test_the_levels_learn_on_bags_of_their_own_and_with_parameters_of_their_own(
     moved = {id(weight) for group in outer.optimiser.param_groups for weight in group["params"]}
     assert moved == {id(weight) for weight in module.edge.parameters()}
     assert spec("graph", **SMALL, learned=False).build(2, 2).outer_parameters == []
+
+
+def test_images_on_a_graph_are_not_mixed():
+    with pytest.raises(RecipeError, match="no common coordinates"):
+        spec("graph", **SMALL).fit(arrangements(12), recipe=recipe(epochs=1, mixup=0.4))
 
 
 def test_the_same_seed_gives_the_same_graph():

@@ -14,8 +14,9 @@ from zoo.errors import RecipeError
 from zoo.heads.catalog import spec
 from zoo.recipes import PRESETS, Recipe, recipe
 from zoo.testing import toy_bags
+from zoo.training.kernels import ready_kernels
 from zoo.training.layout import Packed, Padded
-from zoo.training.loop import _order, monitored
+from zoo.training.loop import monitored, order_of
 from zoo.training.losses import smoothed_focal
 from zoo.training.mixing import mix_bags, mix_targets
 from zoo.training.optim import Rates, WeightAverage, make_optimiser, rate_at
@@ -74,10 +75,10 @@ def test_the_balanced_sampler_draws_classes_alike():
     torch.manual_seed(0)
     labels = np.repeat([0, 1, 2], [900, 90, 10])
     labels = torch.from_numpy(labels)
-    drawn = labels[torch.cat([_order(labels, Recipe(sampler="balanced"), 4) for _ in range(5)])]
+    drawn = labels[torch.cat([order_of(labels, Recipe(sampler="balanced"), 4) for _ in range(5)])]
     shares = torch.bincount(drawn, minlength=4) / len(drawn)
     assert shares[:3].numpy() == pytest.approx(1 / 3, abs=0.05)
-    plain = _order(labels, Recipe(), 4)
+    plain = order_of(labels, Recipe(), 4)
     assert sorted(plain.tolist()) == list(range(1000))
 
 
@@ -194,3 +195,11 @@ def test_an_optimiser_is_made_once_and_its_rate_is_the_recipes():
     optimiser = make_optimiser(how, [weight])
     Rates(how, optimiser).begin(0.9)
     assert optimiser.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_kernels_compiled_for_a_shape_are_left_out_and_come_back(precision):
+    before = torch._C._get_mkldnn_enabled()
+    with ready_kernels(precision):
+        assert torch._C._get_mkldnn_enabled() == (before and precision == "bfloat16")
+    assert torch._C._get_mkldnn_enabled() == before

@@ -16,8 +16,10 @@ from zoo.heads.catalog import spec
 from zoo.recipes import Recipe, recipe
 from zoo.testing import toy_bags
 from zoo.training.batches import PackedBatches, PaddedBatches, arrange, keep_patches
+from zoo.training.layout import Packed, Padded
 from zoo.training.losses import balanced_weights, smoothed_focal, symmetric_divergence
 from zoo.training.optim import WeightAverage, make_optimiser, rate_at
+from zoo.training.precision import autocast
 from zoo.training.threads import available, limited
 
 CPU = torch.device("cpu")
@@ -146,6 +148,58 @@ def test_each_optimiser_steps_downhill(optimiser):
     assert abs(float(weight.detach())) < 3
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_steps_are_those_of_torch(name):
+    recipe = Recipe(optimiser=name, lr=0.03, weight_decay=0.1)
+    ours, theirs = (torch.nn.Linear(3, 2) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    unused = torch.nn.Parameter(torch.ones(1))
+    stepper = make_optimiser(recipe, [*ours.parameters(), unused])
+    cls, more = (torch.optim.AdamW, {}) if name == "adamw" else (torch.optim.SGD, {"momentum": 0.9})
+    other = cls(theirs.parameters(), lr=0.03, weight_decay=0.1, **more)
+    for step in range(5):
+        x = torch.randn(4, 3)
+        for group in (*stepper.param_groups, *other.param_groups):
+            group["lr"] = 0.03 / (1 + step)
+        for layer, optimiser in ((ours, stepper), (theirs, other)):
+            optimiser.zero_grad(set_to_none=step % 2 == 0)
+            layer(x).square().sum().backward()
+            optimiser.step()
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    assert float(unused.detach()) == 1
+
+
+def test_bfloat16_is_for_products_alone():
+    layer, x = torch.nn.Linear(4, 3), torch.randn(5, 4)
+    with autocast(Recipe(), CPU):
+        assert layer(x).dtype == torch.float32
+    with autocast(Recipe(precision="bfloat16"), CPU):
+        found = layer(x)
+    assert found.dtype == torch.bfloat16
+    found.float().square().sum().backward()
+    assert layer.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["padded", "packed"])
+def test_long_bags_are_summed_exactly_in_half_width(kind):
+    # In bfloat16 256 + 1 is 256: a sum that is kept in it stops growing.
+    lengths = torch.tensor([3000, 40])
+    layout = Packed(lengths)
+    if kind == "padded":
+        layout = Padded(layout.pad(torch.zeros(3040, 1))[1])
+    shape = (3040,) if kind == "packed" else (2, 3000)
+    ones = torch.ones(*shape, 2, dtype=torch.bfloat16)
+    gates = torch.ones(2, 2, dtype=torch.bfloat16, requires_grad=True)
+    with autocast(Recipe(precision="bfloat16"), CPU):
+        weights = layout.softmax(ones[..., 0])
+        torch.testing.assert_close(layout.mean(ones).float(), torch.ones(2, 2), atol=4e-3, rtol=0)
+        torch.testing.assert_close(
+            layout.sum(weights, ones).float(), torch.ones(2, 2), atol=4e-3, rtol=0
+        )
+        (layout.mean(ones * layout.spread(gates))).float().sum().backward()
+    torch.testing.assert_close(gates.grad.float(), torch.ones(2, 2), atol=8e-3, rtol=0)
+
+
 def test_the_average_of_weights_is_their_mean():
     layer, average = torch.nn.Linear(2, 1), WeightAverage()
     seen = []
@@ -218,4 +272,13 @@ def test_threads_are_limited_and_put_back():
         assert count == torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
     with limited(10_000) as count:
+        assert count == available()
+
+
+def test_one_thread_unless_somebody_says_otherwise(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with limited() as count:
+        assert count == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "10000")
+    with limited() as count:
         assert count == available()

@@ -31,6 +31,7 @@ class ABMIL(TorchSpec):
     """
 
     name: ClassVar[str] = "abmil"
+    stackable: ClassVar[bool] = True
 
     hidden: int = whole(500, "width of a projected patch", low=1, high=65_536)
     attention: int = whole(128, "width of the attention network", low=1, high=65_536)

@@ -14,6 +14,7 @@ from zoo.heads.layers import GatedScores
 from zoo.heads.neural import AttentionModule, TorchSpec
 from zoo.settings import number, whole
 from zoo.training.losses import Pass
+from zoo.training.streams import uniform
 
 if TYPE_CHECKING:
     from zoo.training.layout import Layout
@@ -41,6 +42,7 @@ class ACMIL(TorchSpec):
     """
 
     name: ClassVar[str] = "acmil"
+    stackable: ClassVar[bool] = True
 
     hidden: int | None = whole(
         None, "width of a projected patch; none goes by the embedding", low=1, high=65_536,
@@ -127,7 +129,7 @@ class ACMILModule(AttentionModule):
         # int(share · top of the bag), so that a patch is always left.
         count = (lengths.clamp_max(k) * self._spec.mask_share).long().clamp_max(lengths - 1)
         real = torch.arange(k, device=top.device) < lengths
-        draws = torch.rand(top.shape, device=top.device).masked_fill(~real, torch.inf)
+        draws = uniform(top).masked_fill(~real, torch.inf)
         chosen = draws.argsort(dim=-1).argsort(dim=-1) < count
         return torch.zeros_like(scores, dtype=torch.bool).scatter(2, top, chosen)
 

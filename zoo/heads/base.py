@@ -8,22 +8,33 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from histostore.errors import OptionError
 from zoo import settings as _settings
-from zoo.errors import EmptyBag, NotSupported, SplitError
+from zoo.errors import EmptyBag, NotSupported
+from zoo.heads.checks import check_alike, check_labels, check_learns
+from zoo.manyviews import as_extra_bags
 from zoo.recipes import Recipe
+from zoo.tasks import Task
+from zoo.training.kernels import ready_kernels
 from zoo.training.threads import limited
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from zoo.bags import Bags
 
-__all__ = ["Head", "HeadSpec", "Standardiser"]
+__all__ = ["Head", "HeadSpec", "Standardiser", "check_together"]
 
 _ROWS_SUMMED = 512
+
+
+def check_together(together: str) -> None:
+    """Refuse what :meth:`HeadSpec.fit_many` does not know."""
+    if together not in ("auto", "never", "always"):
+        raise OptionError(f"together is {together!r}, but must be auto, never or always")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +44,8 @@ class HeadSpec(ABC):
     name: ClassVar[str]
     ordered: ClassVar[bool] = False
     """Whether the order of a bag's patches matters to it."""
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    """Kinds of task that it can learn, of :data:`zoo.tasks.KINDS`."""
 
     def __post_init__(self) -> None:
         _settings.check(f"head {self.name}", _settings.problems_of(self))
@@ -70,24 +83,126 @@ class HeadSpec(ABC):
         device
             ``auto``, ``cpu`` or ``cuda``; estimators always use the CPU.
         threads
-            At most this many, never more than the cores there are.
+            At most this many, never more than the cores there are; where left out, what
+            ``OMP_NUM_THREADS`` says, or one.
 
         Raises
         ------
         SplitError
             If a bag has no label or all have the same.
         NotSupported
-            If validation bags have other features or classes.
+            If this head cannot learn the bags' task, or validation bags have other features,
+            classes or task.
         RecipeError
-            If the recipe does not fit this head, or needs validation bags.
+            If the recipe does not fit this head or the task, or needs validation bags.
         """
+        recipe = self._checked(bags, validation, recipe)
+        with limited(threads) as count, ready_kernels(recipe.precision):
+            taught = self._taught(bags)
+            return self._fit(taught, validation, recipe, seed=seed, device=device, threads=count)
+
+    def _taught(self, bags: Bags) -> Bags:
+        """Give what is fitted: each bag once per view that was named for training."""
+        return as_extra_bags(bags)
+
+    def fit_many(
+        self,
+        bags: Bags,
+        validation: Bags | None = None,
+        recipe: Recipe | None = None,
+        seeds: Sequence[int] = (0,),
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        together: str = "auto",
+    ) -> list[Head]:
+        """Fit a head with each of several seeds, to the same bags.
+
+        Parameters
+        ----------
+        bags, validation, recipe, device, threads
+            As of :meth:`fit`.
+        seeds
+            One for each head.
+        together
+            Whether heads that learn by gradient steps are computed as one: ``always``, ``never``,
+            or ``auto``, which is on a GPU, where bags are of like size and the head allows it.
+            The heads are the same, but for the order of floating-point sums.
+
+        Returns
+        -------
+        heads
+            In the order of the seeds.
+
+        Raises
+        ------
+        NotSupported
+            If ``together`` is ``always`` and cannot be; else as :meth:`fit`.
+        """
+        recipe = self._checked(bags, validation, recipe)
+        check_together(together)
+        if not seeds:
+            raise OptionError("seeds is empty: give at least one")
+        with limited(threads) as count, ready_kernels(recipe.precision):
+            taught = self._taught(bags)
+            return [
+                *self._fit_many(
+                    taught,
+                    validation,
+                    recipe,
+                    seeds=tuple(seeds),
+                    device=device,
+                    threads=count,
+                    together=together,
+                )
+            ]
+
+    def trains_together(self, *, device: str, together: str) -> bool:
+        """Whether :meth:`fit_many` would compute several seeds as one, bags permitting.
+
+        Raises
+        ------
+        NotSupported
+            If ``together`` is ``always`` and this head cannot.
+        """
+        del device
+        if together == "always":
+            raise NotSupported(
+                f"several seeds of head {self.name} cannot be computed as one: use together=auto"
+            )
+        return False
+
+    def _checked(self, bags: Bags, validation: Bags | None, recipe: Recipe | None) -> Recipe:
+        """Refuse what cannot be fitted; give the recipe."""
         recipe = Recipe() if recipe is None else recipe
-        _check_labels(bags)
+        self.check_task(bags.task, recipe)
+        check_labels(bags)
         if validation is not None:
-            _check_alike(bags, validation)
+            check_alike(bags, validation)
         self.check_recipe(recipe, has_validation=validation is not None)
-        with limited(threads) as count:
-            return self._fit(bags, validation, recipe, seed=seed, device=device, threads=count)
+        return recipe
+
+    def _fit_many(
+        self,
+        bags: Bags,
+        validation: Bags | None,
+        recipe: Recipe,
+        *,
+        seeds: tuple[int, ...],
+        device: str,
+        threads: int,
+        together: str,
+    ) -> Sequence[Head]:
+        """Fit with checked arguments, one seed after the other."""
+        self.trains_together(device=device, together=together)
+        return [
+            self._fit(bags, validation, recipe, seed=seed, device=device, threads=threads)
+            for seed in seeds
+        ]
+
+    def check_task(self, task: Task, recipe: Recipe) -> None:
+        """Refuse a task that this head cannot learn, or whose loss would ignore a setting."""
+        check_learns(self, task, recipe)
 
     @abstractmethod
     def check_recipe(self, recipe: Recipe, *, has_validation: bool) -> None:
@@ -107,26 +222,6 @@ class HeadSpec(ABC):
         """Fit with checked arguments, inside a limit on threads."""
 
 
-def _check_labels(bags: Bags) -> None:
-    unlabelled = int(np.count_nonzero(bags.labels < 0))
-    if unlabelled:
-        raise SplitError(f"{unlabelled} of {len(bags)} training bags have no label: leave them out")
-    seen = np.unique(bags.labels)
-    if len(seen) < 2:
-        named = f"class {bags.classes[seen[0]]!r} only" if len(seen) else "no bag"
-        raise SplitError(f"a head needs bags of two classes, but training has {named}")
-
-
-def _check_alike(bags: Bags, validation: Bags) -> None:
-    if bags.n_features != validation.n_features or bags.classes != validation.classes:
-        raise NotSupported(
-            f"validation bags have {validation.n_features} features and classes "
-            f"{list(validation.classes)}, training bags {bags.n_features} and {list(bags.classes)}"
-        )
-    if not len(validation) or int(validation.labels.min()) < 0:
-        raise SplitError("validation bags must be labelled, one at least; or leave them out")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Head(ABC):
     """A fitted head. It does not change any more."""
@@ -143,6 +238,8 @@ class Head(ABC):
     """Length of the embeddings it needs."""
     history: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     """One row per epoch; estimators have one, epoch 0. A head read from a file has none."""
+    task: Task = field(default_factory=Task)
+    """What it learned, with what that took from the training bags."""
 
     suffix: ClassVar[str] = ".safetensors"
     """How the name of its file ends."""
@@ -158,14 +255,33 @@ class Head(ABC):
         Raises
         ------
         NotSupported
-            If the embeddings have another length than those it was trained on.
+            If the embeddings have another length than those it was trained on, or its task has
+            no classes.
         EmptyBag
             If a bag has no patch.
         """
+        if not self.task.has_classes:
+            raise NotSupported(f"task {self.task.kind} has no classes: use predict")
+        return self.predict(bags)
+
+    def predict(self, bags: Bags) -> NDArray[np.float64]:
+        """Predict each bag, whatever the task.
+
+        Returns
+        -------
+        values
+            ``(bag, column)`` float64: what :meth:`predict_proba` gives (of several labels, rows
+            do not sum to 1); a number; or a risk, larger where the event comes sooner.
+
+        Raises
+        ------
+        NotSupported, EmptyBag
+            As of :meth:`predict_proba`.
+        """
         self._check(bags)
         if len(bags) == 0:
-            return np.empty((0, len(self.classes)))
-        with limited():
+            return np.empty((0, len(self.task.value_columns(self.classes))))
+        with limited(), ready_kernels():
             return self._predict(bags)
 
     def attention(self, bags: Bags) -> list[NDArray[np.float64]]:
@@ -184,7 +300,7 @@ class Head(ABC):
         self._check(bags)
         if len(bags) == 0:
             return []
-        with limited():
+        with limited(), ready_kernels():
             return self._attention(bags)
 
     @abstractmethod
@@ -209,13 +325,16 @@ class Head(ABC):
 
     def document(self) -> dict[str, Any]:
         """Give all that is not an array as JSON values."""
-        return {
+        told = {
             "head": self.spec.to_json(),
             "recipe": self.recipe.to_json(),
             "seed": self.seed,
             "classes": list(self.classes),
             "n_features": self.n_features,
         }
+        # Files of classifiers are as they were before there were other tasks.
+        plain = self.task.kind == "classification"
+        return told if plain else {**told, "task": self.task.to_json()}
 
 
 def _summed(

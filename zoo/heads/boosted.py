@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from zoo.bags import Bags
     from zoo.recipes import Recipe
+    from zoo.tasks import Task
 
 __all__ = ["Boosted", "BoostedHead", "load"]
 
@@ -40,6 +41,7 @@ class Boosted(EstimatorSpec):
     """
 
     name: ClassVar[str] = "lightgbm"
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
 
     statistics: tuple[str, ...] = names(
         ("mean", "sd", "min", "max"), "what describes a bag's patches", among=STATISTICS
@@ -69,16 +71,16 @@ class Boosted(EstimatorSpec):
     ) -> BoostedHead:
         del device
         lightgbm = _library()
-        present, codes = np.unique(bags.labels, return_inverse=True)
+        task = bags.task.learn(bags.truth)
+        present, wanted = _wanted(bags, task)
         table = lightgbm.Dataset(
             pool_bags(bags, self.statistics),
-            label=codes,
+            label=wanted,
             weight=bag_weights(bags.labels, recipe),
             params={"verbosity": -1, "min_data_in_bin": 1},
         )
-        booster = lightgbm.train(
-            self._parameters(len(present), seed=seed, threads=threads), table, self.rounds
-        )
+        parameters = self._parameters(seed=seed, threads=threads) | _objective(task, len(present))
+        booster = lightgbm.train(parameters, table, self.rounds)
         head = BoostedHead(
             spec=self,
             recipe=recipe,
@@ -88,13 +90,12 @@ class Boosted(EstimatorSpec):
             model=booster.model_to_string(),
             present=tuple(int(label) for label in present),
             booster=booster,
+            task=task,
         )
         return dataclasses.replace(head, history=(score_row(head, bags, validation),))
 
-    def _parameters(self, n_classes: int, *, seed: int, threads: int) -> dict[str, Any]:
+    def _parameters(self, *, seed: int, threads: int) -> dict[str, Any]:
         return {
-            "objective": "multiclass",
-            "num_class": n_classes,
             "learning_rate": self.learning_rate,
             "num_leaves": self.leaves,
             "min_data_in_leaf": self.min_bags,
@@ -109,6 +110,20 @@ class Boosted(EstimatorSpec):
             "num_threads": threads,
             "verbosity": -1,
         }
+
+
+def _wanted(bags: Bags, task: Task) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Give the classes that bags have, and what trees shall say of each bag."""
+    if task.kind == "regression":
+        return np.empty(0, np.int64), (bags.truth[:, 0] - task.shift) / task.scale
+    return np.unique(bags.labels, return_inverse=True)
+
+
+def _objective(task: Task, n_classes: int) -> dict[str, Any]:
+    if task.kind == "regression":
+        # Of a standardised target; alpha is where Huber's loss turns straight.
+        return {"objective": "huber" if task.loss == "huber" else "regression", "alpha": 1.0}
+    return {"objective": "multiclass", "num_class": n_classes}
 
 
 def _library() -> Any:
@@ -130,13 +145,15 @@ class BoostedHead(Head):
     model: str = field(repr=False)
     """The trees as LightGBM writes them."""
     present: tuple[int, ...]
-    """Classes that training bags had; the others get probability 0."""
+    """Classes that training bags had; the others get probability 0. None of a number."""
     booster: Any = field(repr=False)
     """The trees as LightGBM holds them."""
 
     def _predict(self, bags: Bags) -> NDArray[np.float64]:
         columns = pool_bags(bags, self.spec.statistics)
         found = self.booster.predict(columns, num_threads=available())
+        if self.task.kind == "regression":
+            return self.task.decode(np.asarray(found, np.float64)[:, None])
         probabilities = np.zeros((len(bags), len(self.classes)))
         probabilities[:, list(self.present)] = found / found.sum(axis=1, keepdims=True)
         return probabilities
@@ -168,9 +185,10 @@ def load(
     if not isinstance(model, str) or _digest(model) != document.get("model_sha256"):
         raise RunError(f"{path}: the trees do not have the digest written with them: damaged")
     n_classes = len(common["classes"])
+    number = common["task"].kind == "regression"
     if (
         not isinstance(present, list)
-        or len(present) < 2
+        or (bool(present) if number else len(present) < 2)
         or not all(type(label) is int and 0 <= label < n_classes for label in present)
         or len(set(present)) != len(present)
     ):
@@ -181,6 +199,8 @@ def load(
     except lightgbm.basic.LightGBMError as error:
         raise RunError(f"{path}: LightGBM cannot read the trees: {error}") from error
     n_columns = common["n_features"] * len(common["spec"].statistics)
-    if booster.num_feature() != n_columns or booster.num_model_per_iteration() != len(present):
+    if booster.num_feature() != n_columns or booster.num_model_per_iteration() != (
+        len(present) or 1
+    ):
         raise RunError(f"{path}: the trees do not fit the head's settings")
     return BoostedHead(**common, model=model, present=tuple(present), booster=booster)

@@ -1,22 +1,29 @@
-"""The table of heads, and the way from a name or a file to one."""
+"""The table of heads, and the way from a name or a file to one.
+
+Beside the built-in heads it holds those that installed packages declare (:mod:`zoo.heads.plugins`).
+"""
 
 from __future__ import annotations
 
 import importlib
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from histostore.errors import OptionError
 from zoo import settings as _settings
-from zoo.errors import RecipeError, RunError, UnknownHead
+from zoo.errors import NotSupported, RecipeError, RunError, UnknownHead
+from zoo.heads import plugins
 from zoo.recipes import Recipe
+from zoo.tasks import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from zoo.heads.base import Head, HeadSpec
 
 __all__ = ["HEADS", "HeadCard", "known_heads", "load_head", "spec"]
+
+_NEURAL = "zoo.heads.neural:load"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,17 +42,19 @@ class HeadCard:
     """Whether it weighs patches."""
     gradient: bool = True
     """Whether it learns by gradient steps, so that any recipe fits it."""
-    loader: str = "zoo.heads.neural:load"
+    loader: str = _NEURAL
     """What builds it from its file, ``module:function``."""
     stored: str = "arrays"
     """What its file holds: ``arrays`` (safetensors) or ``json``."""
+    package: str = ""
+    """Name and version of the package that declares it; empty for built-in heads."""
 
     def settings(self) -> list[dict[str, Any]]:
         """List its settings: name, default, what is allowed, meaning. Loads its library."""
         return _settings.describe(_spec_class(self))
 
 
-HEADS: dict[str, HeadCard] = {
+_BUILT_IN: dict[str, HeadCard] = {
     card.name: card
     for card in (
         HeadCard(
@@ -194,8 +203,40 @@ HEADS: dict[str, HeadCard] = {
             loader="zoo.heads.boosted:load",
             stored="json",
         ),
+        HeadCard(
+            name="torchmil",
+            target="zoo.heads.torchmil:TorchMIL",
+            summary="a model of the library torchmil, by its name (extra: torchmil)",
+            source="torchmil",
+        ),
     )
 }
+
+
+class _Heads(Mapping[str, HeadCard]):
+    """The built-in heads, then those that packages declare; no package can take a built-in name."""
+
+    def __getitem__(self, name: str) -> HeadCard:
+        if name in _BUILT_IN:
+            return _BUILT_IN[name]
+        known = plugins.declared(_BUILT_IN)[name]
+        return HeadCard(
+            name=name,
+            target=known.target,
+            summary=known.summary,
+            source=f"package {known.package}",
+            package=known.package,
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        yield from _BUILT_IN
+        yield from plugins.declared(_BUILT_IN)
+
+    def __len__(self) -> int:
+        return len(_BUILT_IN) + len(plugins.declared(_BUILT_IN))
+
+
+HEADS: Mapping[str, HeadCard] = _Heads()
 """Every head by its name."""
 
 _MOST_FEATURES = 10_000_000
@@ -239,8 +280,39 @@ def spec(name: str, **settings: Any) -> HeadSpec:
 
 
 def _spec_class(card: HeadCard) -> Any:
-    module, _, attribute = card.target.partition(":")
+    if card.package:
+        return _of_package(card)[1]
+    return _named(card.target)
+
+
+def _named(target: str) -> Any:
+    module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def _of_package(card: HeadCard) -> tuple[HeadCard, Any]:
+    """Load a package's head: its whole card, and the class of its settings."""
+    from zoo.heads.base import HeadSpec
+
+    known = plugins.declared(_BUILT_IN)[card.name]
+    found = plugins.load(card.name, known)
+    whole = found if isinstance(found, HeadCard) else None
+    cls = found if whole is None else plugins.load(card.name, known, whole.target)
+    said = f"head {card.name} of package {card.package}"
+    if not isinstance(cls, type) or not issubclass(cls, HeadSpec):
+        raise NotSupported(f"{said}: {card.target} is no HeadSpec class and no HeadCard")
+    if getattr(cls, "name", None) != card.name:
+        raise NotSupported(
+            f"{said} calls itself {getattr(cls, 'name', None)!r}: the entry point and the class's "
+            "name must agree"
+        )
+    if whole is not None:
+        return replace(whole, name=card.name, package=card.package), cls
+    from zoo.heads.neural import TorchSpec
+
+    if not issubclass(cls, TorchSpec):
+        raise NotSupported(f"{said} is no TorchSpec: declare a HeadCard that names its loader")
+    return card, cls
 
 
 def load_head(path: str | os.PathLike[str]) -> Head:
@@ -267,12 +339,12 @@ def load_head(path: str | os.PathLike[str]) -> Head:
         document, content = storage.read_arrays(path)
     common = _common(path, document)
     card = HEADS[common["spec"].name]
+    card = _of_package(card)[0] if card.package else card
     if (card.stored == "json") != as_json:
         raise RunError(
             f"{path}: head {card.name} is not kept as {'JSON' if as_json else 'safetensors'}"
         )
-    module, _, function = card.loader.partition(":")
-    head: Head = getattr(importlib.import_module(module), function)(path, common, content)
+    head: Head = _named(card.loader)(path, common, content)
     return head
 
 
@@ -283,11 +355,14 @@ def _common(path: str | os.PathLike[str], document: Mapping[str, Any]) -> dict[s
         n_features, seed = document["n_features"], document["seed"]
         made = spec(head["name"], **head["settings"])
         trained = Recipe.from_json(document["recipe"])
-    except (KeyError, TypeError, RecipeError) as error:
+        task = Task.from_json(document.get("task"))
+    except (KeyError, TypeError, RecipeError, OptionError) as error:
         raise RunError(f"{path}: not a whole head: {error}") from error
+    if task.kind not in made.tasks:
+        raise RunError(f"{path}: head {made.name} cannot have learned task {task.kind}")
     if (
         not isinstance(classes, list)
-        or len(classes) < 2
+        or (len(classes) < 2 if task.has_classes else classes)
         or len(set(map(str, classes))) < len(classes)
     ):
         raise RunError(f"{path}: a head needs two classes or more, this has {classes!r}")
@@ -301,4 +376,5 @@ def _common(path: str | os.PathLike[str], document: Mapping[str, Any]) -> dict[s
         "seed": seed,
         "classes": tuple(map(str, classes)),
         "n_features": n_features,
+        "task": task,
     }

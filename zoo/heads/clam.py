@@ -36,6 +36,8 @@ class CLAMSB(TorchSpec):
     """
 
     name: ClassVar[str] = "clam-sb"
+    stackable: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
 
     hidden: int = whole(512, "width of a projected patch", low=1, high=65_536)
     attention: int = whole(256, "width of the attention network", low=1, high=65_536)

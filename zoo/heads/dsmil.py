@@ -35,6 +35,7 @@ class DSMIL(TorchSpec):
     """
 
     name: ClassVar[str] = "dsmil"
+    stackable: ClassVar[bool] = True
 
     query: int = whole(128, "width of the queries", low=1, high=65_536)
     dropout: float = number(0.0, "dropout of the values", high=0.99)

@@ -37,6 +37,7 @@ class Fusion(TorchSpec):
     """
 
     name: ClassVar[str] = "fusion"
+    stackable: ClassVar[bool] = True
 
     standardise: bool = flag(
         default=False, meaning="shift and scale features to those of the training patches"

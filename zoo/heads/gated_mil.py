@@ -37,6 +37,7 @@ class GatedMIL(TorchSpec):
     """
 
     name: ClassVar[str] = "gated-mil"
+    stackable: ClassVar[bool] = True
 
     hidden: int = whole(160, "width of a projected patch", low=1, high=65_536)
     attention: int = whole(96, "width of the attention branches V and U", low=1, high=65_536)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zoo.training.streams import dropout_mask
+
 if TYPE_CHECKING:
     from zoo.training.layout import Layout
 
@@ -20,28 +22,20 @@ __all__ = [
     "SqueezeExcite",
 ]
 
-_LEVELS = 1 << 16
-
 
 class Dropout(nn.Dropout):
-    """Dropout whose random bits are cheap on a CPU.
+    """Dropout whose random bits are cheap on a CPU, and one training's own among several.
 
-    x · m / (1 − p), m Bernoulli, as ever. On a CPU torch draws one float per element on one
-    thread, which costs as much as the linear layers around it; here one 64-bit draw decides
-    four elements, to a chance of p ± 1/131072.
+    x · m / (1 − p), m Bernoulli, as ever (:func:`~zoo.training.streams.dropout_mask`).
 
     **Shape**: any → the same.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Leave elements out while training."""
-        if not self.training or self.p == 0.0 or x.device.type != "cpu":
-            return functional.dropout(x, self.p, self.training)
-        draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        bits = draws.view(torch.int16)[: x.numel()].view(x.shape)
-        dropped = min(round(self.p * _LEVELS), _LEVELS - 1)
-        kept = (bits >= dropped - _LEVELS // 2).to(x.dtype)
-        return x * kept.mul_(_LEVELS / (_LEVELS - dropped))
+        if not self.training or self.p == 0.0:
+            return x
+        return x * dropout_mask(x, self.p)
 
 
 class NormLinear(nn.Module):

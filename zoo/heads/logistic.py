@@ -27,9 +27,14 @@ __all__ = ["Logistic", "LogisticHead", "load"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Logistic(EstimatorSpec):
-    """Multinomial logistic regression on standardised pooled statistics."""
+    """Multinomial logistic regression on standardised pooled statistics.
+
+    Of several labels, one regression each; of ordered levels, one for each but the last, on the
+    bags that reach it: whether they stop there (continuation ratios, Tutz 1991).
+    """
 
     name: ClassVar[str] = "logistic"
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "ordinal", "multi-label")
 
     statistics: tuple[str, ...] = names(
         ("mean", "sd"), "what describes a bag's patches", among=STATISTICS
@@ -57,9 +62,11 @@ class Logistic(EstimatorSpec):
         del device, threads
         columns = pool_bags(bags, self.statistics)
         standardiser = Standardiser.learn(columns)
-        coefficients, intercepts = self._solve(
-            standardiser(columns).astype(np.float64), bags.labels, recipe, len(bags.classes)
-        )
+        ready = standardiser(columns).astype(np.float64)
+        if bags.task.kind == "classification":
+            solved = self._solve(ready, bags.labels, recipe, len(bags.classes))
+        else:
+            solved = self._solve_each(ready, _questions(bags), recipe)
         head = LogisticHead(
             spec=self,
             recipe=recipe,
@@ -67,8 +74,9 @@ class Logistic(EstimatorSpec):
             classes=bags.classes,
             n_features=bags.n_features,
             standardiser=standardiser,
-            coefficients=coefficients,
-            intercepts=intercepts,
+            coefficients=solved[0],
+            intercepts=solved[1],
+            task=bags.task,
         )
         return dataclasses.replace(head, history=(score_row(head, bags, validation),))
 
@@ -106,6 +114,33 @@ class Logistic(EstimatorSpec):
         all_intercepts[model.classes_] = intercepts
         return all_weights, all_intercepts
 
+    def _solve_each(
+        self,
+        columns: NDArray[np.float64],
+        questions: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]],
+        recipe: Recipe,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Fit weights ``(question, column)`` and intercepts ``(question,)``, one by one."""
+        weights = np.zeros((len(questions), columns.shape[1]), np.float32)
+        intercepts = np.zeros(len(questions), np.float32)
+        for k, (asked, answer) in enumerate(questions):
+            yes, told = int(answer[asked].sum()), int(asked.sum())
+            if 0 < yes < told:
+                found = self._solve(columns[asked], answer[asked].astype(np.int64), recipe, 2)
+                # Two rows with opposite signs: their difference is the log odds of yes.
+                weights[k], intercepts[k] = found[0][1] - found[0][0], found[1][1] - found[1][0]
+            else:  # what has one answer throughout has nothing to do with the columns
+                intercepts[k] = np.log((yes + 0.5) / (told - yes + 0.5))
+        return weights, intercepts
+
+
+def _questions(bags: Bags) -> list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Give the bags that each output is asked of, and the answers, both ``(bag,)``."""
+    if bags.task.kind == "multi-label":
+        everyone = np.ones(len(bags), bool)
+        return [(everyone, column > 0) for column in bags.truth.T]
+    return [(bags.labels >= k, bags.labels == k) for k in range(len(bags.classes) - 1)]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LogisticHead(Head):
@@ -116,14 +151,16 @@ class LogisticHead(Head):
     standardiser: Standardiser
     """Shift and scale of the pooled columns."""
     coefficients: NDArray[np.float32]
-    """``(class, column)``."""
+    """``(class, column)``; of other tasks ``(output, column)``."""
     intercepts: NDArray[np.float32]
-    """``(class,)``."""
+    """``(class,)``, or ``(output,)``."""
 
     def _predict(self, bags: Bags) -> NDArray[np.float64]:
         columns = pool_bags(bags, self.spec.statistics)
         logits = self.standardiser(columns).astype(np.float64) @ self.coefficients.T
         logits += self.intercepts
+        if self.task.kind != "classification":
+            return self.task.decode(logits)
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
         return probabilities
@@ -143,7 +180,7 @@ def load(
     path: str | os.PathLike[str], common: dict[str, Any], arrays: dict[str, NDArray[np.float32]]
 ) -> LogisticHead:
     """Build the head whose arrays were read; see :func:`zoo.heads.neural.load`."""
-    n_classes = len(common["classes"])
+    n_classes = common["task"].n_outputs(len(common["classes"]))
     n_columns = common["n_features"] * len(common["spec"].statistics)
     shapes: dict[str, tuple[int, ...]] = {
         "coefficients": (n_classes, n_columns),

@@ -32,6 +32,7 @@ class MLPSimple(TorchSpec):
     """
 
     name: ClassVar[str] = "mlp-simple"
+    stackable: ClassVar[bool] = True
 
     hidden: int = whole(160, "width of the hidden layer", low=1, high=65_536)
     dropout: float = number(0.4, "dropout of the hidden layer", high=0.99)
@@ -65,6 +66,7 @@ class MLPImproved(TorchSpec):
     """
 
     name: ClassVar[str] = "mlp-improved"
+    stackable: ClassVar[bool] = True
 
     hidden: int = whole(160, "width of each block", low=1, high=65_536)
     depth: int = whole(2, "number of blocks", low=1, high=64)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from histostore.errors import OptionError
-from zoo.errors import RecipeError
+from zoo.errors import NotSupported, RecipeError
 from zoo.heads import storage
 from zoo.heads.base import Head, HeadSpec, Standardiser
+from zoo.heads.batching import batches_of
+from zoo.manyviews import in_view, training_views
 from zoo.settings import flag
-from zoo.training.batches import Batches, StoredRows, arrange, arrange_stored
+from zoo.tasks import KINDS, Task
 from zoo.training.loop import BagModule, train
+from zoo.training.streams import Streams
 
 if TYPE_CHECKING:
     import os
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
 
     from zoo.bags import Bags
     from zoo.recipes import Recipe
+    from zoo.training.batches import Batches
     from zoo.training.layout import Layout
 
 __all__ = ["AttentionModule", "TorchHead", "TorchSpec", "load"]
@@ -49,18 +56,37 @@ class AttentionModule(BagModule):
 class TorchSpec(HeadSpec):
     """Settings of a head that is a torch module."""
 
+    tasks: ClassVar[tuple[str, ...]] = KINDS
+
+    stackable: ClassVar[bool] = False
+    """Whether several seeds of it can be computed as one (:mod:`zoo.training.stacked` says what
+    that takes); those that cannot are trained one by one."""
+
     standardise: bool = flag(
         default=True, meaning="shift and scale features to those of the training patches"
     )
 
     @abstractmethod
     def build(self, n_features: int, n_classes: int) -> BagModule:
-        """Make the network with fresh weights, from torch's own random state."""
+        """Make the network with fresh weights, from torch's own random state.
+
+        ``n_classes`` is the number of its outputs, which other tasks than classification have
+        of their own (:meth:`zoo.tasks.Task.n_outputs`).
+        """
 
     @property
     def trains_on_patches(self) -> bool:
         """Whether each patch is a training example of its own."""
         return False
+
+    def check_task(self, task: Task, recipe: Recipe) -> None:
+        """Refuse other tasks than classification where patches are what is classified."""
+        if self.trains_on_patches and task.kind != "classification":
+            raise NotSupported(
+                f"head {self.name} averages the class probabilities of patches, so it cannot "
+                f"learn task {task.kind}: use mlp-improved with pool=embedding"
+            )
+        HeadSpec.check_task(self, task, recipe)
 
     def check_recipe(self, recipe: Recipe, *, has_validation: bool) -> None:
         """Refuse a recipe that needs validation bags where there are none."""
@@ -69,6 +95,10 @@ class TorchSpec(HeadSpec):
                 f"recipe {recipe.name} watches validation bags to keep or stop, but there are "
                 "none: give some, or set keep=last and patience=none"
             )
+
+    def _taught(self, bags: Bags) -> Bags:
+        """Leave bags as they are: every batch draws from the views named for training."""
+        return bags
 
     def _fit(
         self,
@@ -80,39 +110,166 @@ class TorchSpec(HeadSpec):
         device: str,
         threads: int,
     ) -> TorchHead:
+        return self._fit_many(
+            bags,
+            validation,
+            recipe,
+            seeds=(seed,),
+            device=device,
+            threads=threads,
+            together="never",
+        )[0]
+
+    def trains_together(self, *, device: str, together: str) -> bool:
+        """Whether several seeds are worth computing as one, or asked to be."""
+        if together == "always" and not self.stackable:
+            return HeadSpec.trains_together(self, device=device, together=together)
+        if together == "never" or not self.stackable:
+            return False
+        return together == "always" or _device(device).type == "cuda"
+
+    def _fit_many(
+        self,
+        bags: Bags,
+        validation: Bags | None,
+        recipe: Recipe,
+        *,
+        seeds: tuple[int, ...],
+        device: str,
+        threads: int,
+        together: str,
+    ) -> list[TorchHead]:
         del threads  # the limit around this call is all a torch head needs
         where = _device(device)
+        task = bags.task.learn(bags.truth)
+        n_outputs = task.n_outputs(len(bags.classes))
+        seen = training_views(bags)
         standardiser = (
-            Standardiser.learn_parts(lambda: (block.embedding for block in bags.blocks()))
+            Standardiser.learn_parts(
+                # Each view's bags are made anew, so that what they gather is let go of.
+                lambda: (block.embedding for view in seen for block in in_view(bags, view).blocks())
+            )
             if self.standardise
             else Standardiser.idle(bags.n_features)
         )
+        fresh = partial(_fresh, self, bags.n_features, n_outputs, where)
         with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-            # torch.manual_seed would seed every other device too, which nobody restores.
-            torch.default_generator.manual_seed(seed)
-            if where.type == "cuda":
-                torch.cuda.manual_seed(seed)
-            module = self.build(bags.n_features, len(bags.classes)).to(where)
-            places = _uses_coords(module)
-            batches = _batches(
-                standardiser, bags, where, coords=places, patchwise=self.trains_on_patches
+            places = _uses_coords(fresh(seeds[0]))
+            batches = batches_of(
+                standardiser,
+                bags,
+                where,
+                coords=places,
+                patchwise=self.trains_on_patches,
+                views=seen,
             )
             watched = (
                 None
                 if validation is None
-                else _batches(standardiser, validation, where, coords=places)
+                else batches_of(standardiser, validation, where, coords=places)
             )
-            history = train(module, batches, watched, recipe=recipe, n_classes=len(bags.classes))
-        return TorchHead(
-            spec=self,
-            recipe=recipe,
-            seed=seed,
-            classes=bags.classes,
-            n_features=bags.n_features,
-            history=tuple(history),
-            module=module.to(_CPU).eval().requires_grad_(requires_grad=False),
-            standardiser=standardiser,
-        )
+            lesson = _Lesson(recipe=recipe, n_classes=len(bags.classes), task=task)
+            if len(seeds) > 1 and self.trains_together(device=device, together=together):
+                learned = _train_together(
+                    fresh, seeds, batches, watched, lesson, must=together == "always"
+                )
+            else:
+                learned = _train_apart(fresh, seeds, batches, watched, lesson)
+        return [
+            _centred(
+                TorchHead(
+                    spec=self,
+                    recipe=recipe,
+                    seed=seed,
+                    classes=bags.classes,
+                    n_features=bags.n_features,
+                    history=tuple(history),
+                    module=module.to(_CPU).eval().requires_grad_(requires_grad=False),
+                    standardiser=standardiser,
+                    task=task,
+                ),
+                bags,
+            )
+            for seed, (module, history) in zip(seeds, learned, strict=True)
+        ]
+
+
+class _Lesson(TypedDict):
+    """What all seeds share beside bags."""
+
+    recipe: Recipe
+    n_classes: int
+    task: Task
+
+
+_Fresh = Callable[[int], BagModule]
+_Learned = list[tuple[BagModule, list[dict[str, Any]]]]
+"""Networks that were trained, with their histories."""
+
+
+def _fresh(
+    spec: TorchSpec, n_features: int, n_outputs: int, where: torch.device, seed: int
+) -> BagModule:
+    """Seed torch's random state, and draw a network's weights from it."""
+    # torch.manual_seed would seed every other device too, which nobody restores.
+    torch.default_generator.manual_seed(seed)
+    if where.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    return spec.build(n_features, n_outputs).to(where)
+
+
+def _train_apart(
+    fresh: _Fresh,
+    seeds: tuple[int, ...],
+    batches: Batches,
+    watched: Batches | None,
+    lesson: _Lesson,
+) -> _Learned:
+    """Train one seed after the other."""
+    learned = []
+    for seed in seeds:
+        module = fresh(seed)
+        learned.append((module, train(module, batches, watched, **lesson)))
+    return learned
+
+
+def _train_together(
+    fresh: _Fresh,
+    seeds: tuple[int, ...],
+    batches: Batches,
+    watched: Batches | None,
+    lesson: _Lesson,
+    *,
+    must: bool,
+) -> _Learned:
+    """Train seeds as one computation, as many at once as memory takes."""
+    from zoo.training.stacked import can_stack, members_at_once, train_stacked
+
+    if not can_stack(batches):
+        if must:
+            raise NotSupported(
+                "bags of uneven size are not padded, so their seeds cannot be trained together: "
+                "use together=auto"
+            )
+        return _train_apart(fresh, seeds, batches, watched, lesson)
+    learned: _Learned = []
+    most = members_at_once(batches, lesson["recipe"])
+    for start in range(0, len(seeds), most):
+        streams, modules = Streams(batches.lengths.device), []
+        for seed in seeds[start : start + most]:
+            modules.append(fresh(seed))
+            streams.add()
+        histories = train_stacked(modules, batches, watched, **lesson, streams=streams)
+        learned += zip(modules, histories, strict=True)
+    return learned
+
+
+def _centred(head: TorchHead, bags: Bags) -> TorchHead:
+    """Give risks a mean of 0: a partial likelihood leaves it open, but folds are judged together."""
+    if head.task.loss != "cox":
+        return head
+    risk = float(head._predict(bags).mean())  # noqa: SLF001 (our own)
+    return dataclasses.replace(head, task=dataclasses.replace(head.task, shift=-risk))
 
 
 def _device(name: str) -> torch.device:
@@ -128,36 +285,6 @@ def _uses_coords(module: BagModule) -> bool:
     return bool(getattr(module, "uses_coords", False))
 
 
-def _batches(
-    standardiser: Standardiser,
-    bags: Bags,
-    device: torch.device,
-    *,
-    coords: bool,
-    patchwise: bool = False,
-) -> Batches:
-    """Standardise and arrange bags; ``patchwise`` makes each patch a bag of its image's label.
-
-    Bags that are mapped stay where they are, and every batch reads its own rows.
-    """
-    lengths, labels, starts = bags.lengths, bags.labels, bags.starts
-    if patchwise:
-        starts = np.arange(lengths.sum()) + np.repeat(starts - bags.offset[:-1], lengths)
-        labels = np.repeat(labels, lengths)
-        lengths = np.ones(len(labels), np.int64)
-    if bags.folder is None:
-        places = bags.coords if coords else None
-        rows = standardiser(bags.embedding)
-        return arrange(rows, lengths, labels, device=device, coords=places)
-    return arrange_stored(
-        StoredRows(bags.table.embedding, device=device, prepare=standardiser),
-        starts,
-        lengths,
-        labels,
-        coords=StoredRows(bags.table.coords, device=device) if coords else None,
-    )
-
-
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TorchHead(Head):
     """A trained network with the standardisation in front of it; predicts on the CPU."""
@@ -170,12 +297,14 @@ class TorchHead(Head):
     def steps(self, bags: Bags) -> Iterator[tuple[Tensor, Layout]]:
         """Give standardised rows and their layouts, all bags in order, a few at once."""
         coords = _uses_coords(self.module)
-        return _batches(self.standardiser, bags, _CPU, coords=coords).in_order()
+        return batches_of(self.standardiser, bags, _CPU, coords=coords).in_order()
 
     @torch.inference_mode()
     def _predict(self, bags: Bags) -> NDArray[np.float64]:
         steps = self.steps(bags)
         logits = torch.cat([self.module.logits(*step) for step in steps])
+        if self.task.kind != "classification":
+            return self.task.decode(logits.double().numpy())
         probabilities: NDArray[np.float64] = logits.double().softmax(dim=1).numpy()
         return probabilities
 
@@ -215,10 +344,11 @@ def load(
     arrays
         As written by :meth:`TorchHead.save`.
     """
-    spec, n_features, n_classes = common["spec"], common["n_features"], len(common["classes"])
+    spec, n_features = common["spec"], common["n_features"]
+    n_outputs = common["task"].n_outputs(len(common["classes"]))
     # On the meta device nothing is allocated: a file that claims huge settings costs nothing.
     with torch.device("meta"):
-        module = spec.build(n_features, n_classes)
+        module = spec.build(n_features, n_outputs)
     shapes = {f"module.{name}": tuple(w.shape) for name, w in module.state_dict().items()}
     shapes |= {"standardise.mean": (n_features,), "standardise.scale": (n_features,)}
     storage.check_arrays(path, arrays, shapes)

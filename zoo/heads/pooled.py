@@ -21,7 +21,7 @@ import numpy as np
 
 from zoo.errors import RecipeError
 from zoo.heads.base import HeadSpec
-from zoo.metrics import accuracy, macro_f1
+from zoo.metrics import accuracy, evaluate, headline, higher_is_better, macro_f1
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -131,6 +131,8 @@ class EstimatorSpec(HeadSpec):
 
 def score_row(head: Head, bags: Bags, validation: Bags | None) -> dict[str, Any]:
     """Give the one history row of an estimator: losses and scores of its predictions."""
+    if bags.task.kind != "classification":
+        return _task_row(head, bags, validation)
     row: dict[str, Any] = {"epoch": 0}
     for role, part in (("train", bags), ("validation", validation)):
         if part is None:
@@ -146,3 +148,30 @@ def score_row(head: Head, bags: Bags, validation: Bags | None) -> dict[str, Any]
         row[f"{role}_accuracy"] = accuracy(part.labels, guess)
     row["overfit_gap"] = row["train_macro_f1"] - row["validation_macro_f1"]
     return row
+
+
+def _task_row(head: Head, bags: Bags, validation: Bags | None) -> dict[str, Any]:
+    """Give the row of another task, with the metric that comes first there."""
+    name = headline(bags.task)
+    row: dict[str, Any] = {"epoch": 0}
+    for role, part in (("train", bags), ("validation", validation)):
+        loss = score = float("nan")
+        if part is not None:
+            values = head.predict(part)
+            score = evaluate(part.truth, values, part.task)[name]
+            loss = _task_loss(head, part, values)
+        row |= {f"{role}_loss": loss, f"{role}_{name}": score}
+    gap = row[f"train_{name}"] - row[f"validation_{name}"]
+    row["overfit_gap"] = gap if higher_is_better(name) else -gap
+    return row
+
+
+def _task_loss(head: Head, bags: Bags, values: NDArray[np.float64]) -> float:
+    """Give the log loss; of a number, the loss on the scale of the training target."""
+    if bags.task.has_classes:
+        return evaluate(bags.truth, values, bags.task)["log_loss"]
+    off = np.abs(values - bags.truth) / head.task.scale
+    near = 0.5 * off**2
+    return float(
+        (near if bags.task.loss == "squared" else np.where(off < 1, near, off - 0.5)).mean()
+    )

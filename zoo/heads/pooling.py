@@ -24,6 +24,8 @@ __all__ = ["MaxPool", "MeanPool", "PoolingModule"]
 class _Pooling(TorchSpec):
     """What the two share."""
 
+    stackable: ClassVar[bool] = True
+
     hidden: int = whole(256, "width of a projected patch", low=1, high=65_536)
     dropout: float = number(0.25, "dropout of projected patches", high=0.99)
 

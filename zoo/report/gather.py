@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.errors import RunError
+from zoo.errors import NotSupported, RunError
 from zoo.metrics import confusion_matrix
 from zoo.report.learning import learning
 from zoo.report.model import ClassCount, Difference, Facts, Interval, RunView
@@ -37,12 +37,20 @@ def load_runs(run_paths: Iterable[str | Path]) -> tuple[Run, ...]:
     ------
     RunError
         If there is nothing to report on, or a directory is not a run.
+    NotSupported
+        If a run is of another task than classification.
     """
     from zoo.run import Run
 
     runs = [Run.load(path) for path in run_paths]
     if not runs:
         raise RunError("no runs were given; name at least one run directory")
+    others = [run for run in runs if run.task.kind != "classification"]
+    if others:
+        raise NotSupported(
+            f"{others[0].path} learned task {others[0].task.kind}, but reports are of "
+            "classification alone so far: use zoo compare"
+        )
     return tuple(sorted(runs, key=lambda run: (-_macro_f1(run), run.name)))
 
 

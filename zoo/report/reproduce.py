@@ -76,11 +76,18 @@ def _build(document: Mapping[str, Any]) -> str:
         ("--min-sharpness", (spec.get("quality") or {}).get("min_sharpness")),
         ("--min-dark-share", (spec.get("quality") or {}).get("min_dark_share")),
         ("--dtype", spec.get("dtype")),
-        ("--augment", document.get("augmentation")),
+        ("--augment", _views(document)),
     ):
         if value is not None:
             words += [option, str(value)]
     return _join(words)
+
+
+def _views(document: Mapping[str, Any]) -> str | None:
+    """List every view that a run needs, each once; None where nothing is known of views."""
+    own = [document["augmentation"]] if document.get("augmentation") else []
+    more = [*document.get("train_views", ()), *document.get("test_views", ())]
+    return ",".join(dict.fromkeys([*own, *more])) or None
 
 
 def _stain_options(
@@ -106,6 +113,9 @@ def _fit(run: Run) -> str:
     words += ["--target", document.get("target", ""), *_split_options(split)]
     if document.get("augmentation") not in {None, "identity"}:
         words += ["--augmentation", document["augmentation"]]
+    for option, key in (("--train-views", "train_views"), ("--test-views", "test_views")):
+        if document.get(key):
+            words += [option, ",".join(document[key])]
     words += ["--seeds", str(len(document.get("seeds") or ()))]
     words += _settings(head.get("settings") or {}, recipe)
     return _join([*words, "-o", str(run.path)])
@@ -164,6 +174,7 @@ def _ensemble(run: Run) -> str:
     members = [str(m.get("path") or m.get("run")) for m in document.get("members") or ()]
     rule = document.get("rule") or (document.get("head") or {}).get("settings", {}).get("rule")
     options = ["--rule", str(rule)] if rule else []
+    options += ["--calibrate", str(document["calibrate"])] if document.get("calibrate") else []
     return _join(["zoo", "ensemble", *members, *options, "-o", str(run.path)])
 
 

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from zoo.training.layout import Layout, Packed, Padded
+from zoo.training.streams import normal_like, uniform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
+    from zoo.manyviews import Stacked
     from zoo.recipes import Recipe
 
 __all__ = [
@@ -60,7 +62,7 @@ def keep_patches(lengths: Tensor, width: int, *, share: float, least: int) -> Te
         ``(bag, width)`` bool, False beyond a bag's end.
     """
     real = torch.arange(width, device=lengths.device) < lengths.unsqueeze(1)
-    scores = torch.rand(len(lengths), width, device=lengths.device).masked_fill(~real, -1.0)
+    scores = uniform(lengths, len(lengths), width).masked_fill(~real, -1.0)
     floor = scores.topk(min(least, width), dim=1).values[:, -1:]  # the least-th best, or −1
     return real & (scores >= floor.clamp_max(share))
 
@@ -71,7 +73,7 @@ class StoredRows:
     Parameters
     ----------
     array
-        ``(row, column)``, mapped; never changed.
+        ``(row, column)``, mapped, or several of them; never changed.
     device
         Where what is taken shall lie.
     prepare
@@ -81,7 +83,7 @@ class StoredRows:
 
     def __init__(
         self,
-        array: NDArray[Any],
+        array: NDArray[Any] | Stacked,
         *,
         device: torch.device,
         prepare: Callable[[NDArray[Any]], NDArray[np.float32]] | None = None,
@@ -181,6 +183,9 @@ class PackedBatches(Batches):
         As of :class:`Batches`; rows and coords may be :class:`StoredRows`.
     starts
         ``(bag,)`` int64, first row of each bag; one bag after the other where left out.
+    n_views
+        The rows are those of all patches in a first view, then in a second one, and so on. While
+        training, each patch's row is drawn from one of them; else it is that of the first.
     """
 
     def __init__(
@@ -191,9 +196,11 @@ class PackedBatches(Batches):
         coords: Tensor | StoredRows | None = None,
         *,
         starts: Tensor | None = None,
+        n_views: int = 1,
     ) -> None:
         super().__init__(rows, lengths, labels, coords)
         self._starts = lengths.cumsum(0) - lengths if starts is None else starts
+        self._n_views, self._n_patches = n_views, rows.shape[0] // n_views
 
     def take(self, index: Tensor, *, recipe: Recipe | None = None) -> tuple[Tensor, Layout]:
         """Give rows ``(row, feature)`` and a :class:`Packed` layout."""
@@ -204,27 +211,38 @@ class PackedBatches(Batches):
             where, lengths = starts[bag] + patch, keep.sum(dim=1)
         else:
             where = _where(starts, lengths)
-        rows, places = self._gather(where)
+        rows, places = self._gather(where, self._drawn(recipe, len(where)))
         if recipe is not None:
             rows = _noisy(rows, recipe.embedding_noise)
         return rows, Packed(lengths, places)
 
-    def _gather(self, where: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _drawn(self, recipe: Recipe | None, *shape: int) -> Tensor | None:
+        """Draw views while training, each as likely; None where there is nothing to draw from."""
+        if recipe is None or self._n_views == 1:
+            return None
+        views = (uniform(self.lengths, *shape) * self._n_views).long()
+        return views.clamp_max_(self._n_views - 1)  # a product may be rounded up
+
+    def _gather(self, where: Tensor, view: Tensor | None) -> tuple[Tensor, Tensor | None]:
         places = None if self.coords is None else self.coords.index_select(0, where)
+        if view is not None:
+            where = where + view * self._n_patches
         return self.rows.index_select(0, where), places
 
 
 class StoredPaddedBatches(PackedBatches):
-    """Bags of like size whose rows stay in a mapped file: each batch is padded when it is read.
+    """Bags of like size, each batch of which is padded when it is taken.
 
-    It gives the very numbers that :class:`PaddedBatches` gives.
+    So rows may stay in a mapped file, or be in several views. It gives the very numbers that
+    :class:`PaddedBatches` gives.
     """
 
     def take(self, index: Tensor, *, recipe: Recipe | None = None) -> tuple[Tensor, Layout]:
         """Give rows ``(bag, patch, feature)`` and a :class:`Padded` layout."""
         starts, lengths = self._starts[index], self.lengths[index]
-        rows, places = self._gather(_where(starts, lengths))
         mask = _mask(lengths, int(self.lengths.max()))
+        view = self._drawn(recipe, *mask.shape)
+        rows, places = self._gather(_where(starts, lengths), None if view is None else view[mask])
         padded = None if places is None else _padded(places, mask)
         return _finish_padded(_padded(rows, mask), mask, padded, lengths, recipe)
 
@@ -266,7 +284,7 @@ def _finish_padded(
 
 
 def _noisy(rows: Tensor, scale: float) -> Tensor:
-    return rows + scale * torch.randn_like(rows) if scale else rows
+    return rows + scale * normal_like(rows) if scale else rows
 
 
 def _like_sized(lengths: NDArray[np.int64]) -> bool:
@@ -281,6 +299,7 @@ def arrange(
     *,
     device: torch.device,
     coords: NDArray[Any] | None = None,
+    n_views: int = 1,
 ) -> Batches:
     """Hold bags ready in the layout that suits them: padded when of like size, else packed.
 
@@ -299,11 +318,17 @@ def arrange(
         Where the arrays shall lie.
     coords
         ``(patch, 2)``, for heads that use them: layouts then have them as float32.
+    n_views
+        ``rows`` are so many times as many, view after view; see :class:`PackedBatches`.
     """
-    cls = PaddedBatches if _like_sized(lengths) else PackedBatches
     embedding = torch.from_numpy(np.require(rows, np.float32, ["C", "W"])).to(device)
     places = None if coords is None else torch.from_numpy(np.array(coords, np.float32)).to(device)
-    return cls(embedding, _whole(lengths, device), _whole(labels, device), places)
+    of_bags = (_whole(lengths, device), _whole(labels, device))
+    if n_views > 1:
+        lazy = StoredPaddedBatches if _like_sized(lengths) else PackedBatches
+        return lazy(embedding, *of_bags, places, n_views=n_views)
+    cls = PaddedBatches if _like_sized(lengths) else PackedBatches
+    return cls(embedding, *of_bags, places)
 
 
 def arrange_stored(
@@ -313,6 +338,7 @@ def arrange_stored(
     labels: NDArray[np.int64],
     *,
     coords: StoredRows | None = None,
+    n_views: int = 1,
 ) -> Batches:
     """Do as :func:`arrange`, but leave the rows where they are: a batch reads its own.
 
@@ -326,11 +352,13 @@ def arrange_stored(
         ``(bag,)``, first row of each bag in the file.
     lengths, labels
         ``(bag,)``.
+    n_views
+        As of :func:`arrange`.
     """
     cls = StoredPaddedBatches if _like_sized(lengths) else PackedBatches
     first = _whole(starts, rows.device)
     of_bags = (_whole(lengths, rows.device), _whole(labels, rows.device))
-    return cls(rows, *of_bags, coords, starts=first)
+    return cls(rows, *of_bags, coords, starts=first, n_views=n_views)
 
 
 def _whole(numbers: NDArray[np.int64], device: torch.device) -> Tensor:

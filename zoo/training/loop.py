@@ -18,17 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import EmptyBag, RecipeError
-from zoo.metrics import accuracy, evaluate, macro_f1
-from zoo.training.layout import Layout, Padded
+from zoo.metrics import accuracy, evaluate, headline, higher_is_better, macro_f1
+from zoo.recipes import Recipe
+from zoo.tasks import Task
+from zoo.training.layout import Layout, Packed, Padded
 from zoo.training.losses import Loss, Pass, balanced_weights
 from zoo.training.mixing import mix_bags, mix_targets
 from zoo.training.optim import Rates, WeightAverage, make_optimiser
+from zoo.training.precision import autocast
+from zoo.training.task_losses import make_loss
 
 if TYPE_CHECKING:
-    from zoo.recipes import Recipe
     from zoo.training.batches import Batches
 
-__all__ = ["BagModule", "train"]
+__all__ = ["BagModule", "train"]  # the rest is shared with zoo.training.stacked
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ class BagModule(nn.Module, ABC):
         override this; ``loss.of_logits(logits, target)`` is the recipe's loss of any logits.
 
         **Shape**: ``target (bag,)`` int64, or ``(bag, class)`` float, shares that sum to 1,
-        where bags are mixed.
+        where bags are mixed; ``(bag, column)`` float of tasks other than classes and levels.
         """
         logits = self.logits(rows, layout)
         return Pass(logits, loss.of_logits(logits, target))
@@ -85,11 +88,11 @@ class BagModule(nn.Module, ABC):
         return x.masked_fill(hidden, 0.0), Padded(mask, places)
 
 
-class _Keeper:
+class Keeper:
     """Remembers the weights that will be kept, and how long ago they got better."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
+    def __init__(self, recipe: Recipe, task: Task) -> None:
+        self._recipe, self._task = recipe, task
         self._best = (-math.inf, -math.inf)
         self._state: dict[str, Tensor] | None = None
         self._waited = 0
@@ -98,7 +101,7 @@ class _Keeper:
         """Look at an epoch; True where training shall stop."""
         if not self._recipe.needs_validation:
             return False
-        score = (monitored(self._recipe, row), -row["validation_loss"])
+        score = (monitored(self._recipe, row, self._task), -row["validation_loss"])
         if score > self._best:
             self._best, self._waited = score, 0
             if self._recipe.keep == "best":
@@ -113,12 +116,19 @@ class _Keeper:
             module.load_state_dict(self._state)
 
 
-def monitored(recipe: Recipe, row: dict[str, float]) -> float:
-    """Give the score of an epoch that the recipe watches, more is better, −∞ where undefined."""
-    value = row[f"validation_{recipe.monitor}"]
+_CLASSES = Task()
+
+
+def monitored(recipe: Recipe, row: dict[str, float], task: Task = _CLASSES) -> float:
+    """Give the score of an epoch that the recipe watches, more is better, −∞ where undefined.
+
+    A recipe's ``macro_f1`` stands for the metric that comes first in the task.
+    """
+    name = headline(task) if recipe.monitor == "macro_f1" else recipe.monitor
+    value = row[f"validation_{name}"]
     if math.isnan(value):
         return -math.inf
-    return -value if recipe.monitor == "loss" else value
+    return value if name != "loss" and higher_is_better(name) else -value
 
 
 def train(
@@ -128,6 +138,7 @@ def train(
     *,
     recipe: Recipe,
     n_classes: int,
+    task: Task = _CLASSES,
 ) -> list[dict[str, Any]]:
     """Train ``module`` in place, with torch's own random state.
 
@@ -143,12 +154,15 @@ def train(
         How to train.
     n_classes
         Number of classes.
+    task
+        What is learned, with what it has learned from the training bags.
 
     Returns
     -------
     history
         One row per epoch: ``epoch`` from 1, loss, macro-F1 and accuracy of both, and
-        ``overfit_gap``, training minus validation macro-F1. While weights are averaged, the
+        ``overfit_gap``, training minus validation macro-F1. Other tasks than classification have
+        the metric that comes first for them in place of those two. While weights are averaged, the
         validation columns are those of the average, which is what will be kept.
 
     Raises
@@ -156,13 +170,15 @@ def train(
     RecipeError
         If the loss stops being finite.
     """
-    loss = Loss(recipe, bags.labels, n_classes)
+    loss = make_loss(recipe, task, bags.labels, n_classes)
+    if recipe.mixup and getattr(module, "uses_coords", False):
+        raise RecipeError("mixup joins patches of two images, which have no common coordinates")
     outer = Outer.of(module, bags, recipe) if module.outer_parameters else None
     taught = torch.arange(len(bags)) if outer is None else outer.taught
     optimiser = make_optimiser(recipe, _inner_parameters(module))
-    rates, keeper = Rates(recipe, optimiser), _Keeper(recipe)
+    rates, keeper = Rates(recipe, optimiser), Keeper(recipe, task)
     average = WeightAverage(recipe.ema_decay)
-    step = _Step(module, recipe, loss, optimiser, average, outer, n_classes)
+    step = _Step(module, recipe, loss, optimiser, average, outer, n_classes, task)
     history: list[dict[str, Any]] = []
     for epoch in range(1, recipe.epochs + 1):
         seen = _one_epoch(step, bags, taught.to(bags.labels.device), rates, epoch)
@@ -172,11 +188,11 @@ def train(
         if average.count:
             judged = copy.deepcopy(module)
             judged.load_state_dict(average.state())
-        row = _row(epoch, seen, _evaluate(judged, validation, loss, recipe))
+        row = history_row(epoch, seen, _evaluate(judged, validation, loss, recipe, task), task)
         history.append(row)
         logger.debug("epoch %d of %d: %s", epoch, recipe.epochs, row)
         if recipe.needs_validation:
-            rates.see(monitored(recipe, row))
+            rates.see(monitored(recipe, row, task))
             if keeper.see(judged, row):
                 break
     if average.count:
@@ -208,7 +224,8 @@ class Outer:
     @classmethod
     def of(cls, module: BagModule, bags: Batches, recipe: Recipe) -> Outer:
         """Hold out bags of every class that has two or more."""
-        labels = bags.labels.cpu()
+        # What has no class is dealt as one.
+        labels = bags.labels.cpu() if bags.labels.dim() == 1 else torch.zeros(len(bags)).long()
         held = []
         for label in labels.unique(sorted=True):  # type: ignore[no-untyped-call]
             of_class = (labels == label).nonzero().squeeze(1)
@@ -216,9 +233,8 @@ class Outer:
             held.append(of_class[torch.randperm(len(of_class))[:count]])
         outer = torch.cat(held).sort().values
         taught = torch.ones(len(labels), dtype=torch.bool).index_fill(0, outer, value=False)
-        optimiser = torch.optim.Adam(
-            module.outer_parameters, lr=recipe.lr * module.outer_rate, betas=(0.5, 0.999)
-        )
+        steps = Recipe(lr=min(recipe.lr * module.outer_rate, 10.0), weight_decay=0.0)
+        optimiser = make_optimiser(steps, module.outer_parameters)
         return cls(optimiser, taught.nonzero().squeeze(1), outer)
 
     def draw(self, size: int, device: torch.device) -> Tensor:
@@ -237,6 +253,7 @@ class _Step:
     average: WeightAverage
     outer: Outer | None
     n_classes: int
+    task: Task
 
     def take(self, bags: Batches, index: Tensor) -> Pass:
         """Step on the bags ``index``, and on held-out ones where there is an outer level."""
@@ -250,35 +267,48 @@ class _Step:
 
     def _down(self, optimiser: torch.optim.Optimizer, bags: Batches, index: Tensor) -> Pass:
         """Step down the loss of some bags with the parameters of one optimiser."""
-        value = self._forward(*bags.take(index, recipe=self.recipe), bags.labels[index])
+        taken = bags.take(index, recipe=self.recipe)
+        with autocast(self.recipe, index.device):
+            value = self._forward(*taken, bags.labels[index])
         self.module.zero_grad(set_to_none=True)
         value.loss.backward()  # type: ignore[no-untyped-call]
         if self.recipe.gradient_clip is not None:
             own = [weight for group in optimiser.param_groups for weight in group["params"]]
             nn.utils.clip_grad_norm_(own, self.recipe.gradient_clip)
         optimiser.step()
-        return Pass(value.logits.detach(), value.loss.detach())
+        return Pass(value.logits.detach().float(), value.loss.detach().float())
 
     def _forward(self, rows: Tensor, layout: Layout, target: Tensor) -> Pass:
         if self.recipe.mixup:
-            rows, layout, target = self._mixed(rows, layout, target)
-        first = self.module.objective(rows, layout, target, self.loss)
-        if not self.recipe.r_drop:
-            return first
-        second = self.module.objective(rows, layout, target, self.loss)
-        return Pass(first.logits, self.loss.of_passes(first, second))
-
-    def _mixed(self, rows: Tensor, layout: Layout, target: Tensor) -> tuple[Tensor, Layout, Tensor]:
-        # Two gamma draws make one of Beta(a, a). The larger share is the bag's own, so that the
-        # training scores, taken against its own label, mean something.
-        draws = torch._standard_gamma(torch.full((2,), self.recipe.mixup))  # noqa: SLF001
-        share = float(draws.max() / draws.sum().clamp_min(1e-12))
-        partner = torch.randperm(len(target), device=target.device)
-        rows, mixed = mix_bags(rows, layout, partner, share)
-        return rows, mixed, mix_targets(target, partner, share, self.n_classes)
+            rows, layout, target = mixed_batch(rows, layout, target, self.recipe, self.n_classes)
+        return passes_of(self.module, rows, layout, target, self.loss, self.recipe)
 
 
-def _order(labels: Tensor, recipe: Recipe, n_classes: int) -> Tensor:
+def passes_of(
+    module: BagModule, rows: Tensor, layout: Layout, target: Tensor, loss: Loss, recipe: Recipe
+) -> Pass:
+    """Make one training pass over a batch, or two that are joined."""
+    first = module.objective(rows, layout, target, loss)
+    if not recipe.r_drop:
+        return first
+    second = module.objective(rows, layout, target, loss)
+    return Pass(first.logits, loss.of_passes(first, second))
+
+
+def mixed_batch(
+    rows: Tensor, layout: Layout, target: Tensor, recipe: Recipe, n_classes: int
+) -> tuple[Tensor, Padded | Packed, Tensor]:
+    """Mix each bag of a batch with another one, in a share that is drawn for the batch."""
+    # Two gamma draws make one of Beta(a, a). The larger share is the bag's own, so that the
+    # training scores, taken against its own label, mean something.
+    draws = torch._standard_gamma(torch.full((2,), recipe.mixup))  # noqa: SLF001
+    share = float(draws.max() / draws.sum().clamp_min(1e-12))
+    partner = torch.randperm(len(target), device=target.device)
+    rows, mixed = mix_bags(rows, layout, partner, share)
+    return rows, mixed, mix_targets(target, partner, share, n_classes)
+
+
+def order_of(labels: Tensor, recipe: Recipe, n_classes: int) -> Tensor:
     """Choose the bags of an epoch, ``(bag,)``, by the labels of all."""
     if recipe.sampler == "shuffle":
         return torch.randperm(len(labels), device=labels.device)
@@ -291,7 +321,7 @@ def _one_epoch(
 ) -> dict[str, float]:
     """Step once through the bags ``taught``; give loss and scores of the training passes."""
     step.module.train()
-    order = taught[_order(bags.labels[taught], step.recipe, step.n_classes)]
+    order = taught[order_of(bags.labels[taught], step.recipe, step.n_classes)]
     batches = torch.split(order, step.recipe.batch_size)
     passes = []
     for number, index in enumerate(batches):
@@ -304,25 +334,47 @@ def _one_epoch(
             f"training diverged in epoch {epoch} (loss is {total}): lower lr (it is "
             f"{step.recipe.lr:g})"
         )
-    return _scores(total, torch.cat([one.logits for one in passes]), bags.labels[order])
+    return scores_of(
+        total, torch.cat([one.logits for one in passes]), bags.labels[order], step.task
+    )
 
 
 @torch.inference_mode()
 def _evaluate(
-    module: BagModule, bags: Batches | None, loss: Loss, recipe: Recipe
+    module: BagModule, bags: Batches | None, loss: Loss, recipe: Recipe, task: Task
 ) -> dict[str, float]:
     if bags is None:
-        return dict.fromkeys(("loss", "macro_f1", "accuracy"), math.nan)
+        return unwatched(task)
     module.eval()
     logits = torch.cat([module.logits(*step) for step in bags.in_order()])
-    scores = _scores(float(loss.of_logits(logits, bags.labels)), logits, bags.labels)
+    return watched_scores(logits, bags.labels, loss, recipe, task)
+
+
+def unwatched(task: Task) -> dict[str, float]:
+    """Give the scores of an epoch without validation bags, NaN."""
+    return dict.fromkeys(("loss", headline(task), *_ALSO.get(task.kind, ())), math.nan)
+
+
+def watched_scores(
+    logits: Tensor, labels: Tensor, loss: Loss, recipe: Recipe, task: Task
+) -> dict[str, float]:
+    """Score the logits of validation bags."""
+    scores = scores_of(float(loss.of_logits(logits, labels)), logits, labels, task)
     if recipe.monitor == "auroc":
         prob = logits.double().softmax(dim=1).cpu().numpy()
-        scores["auroc"] = evaluate(bags.labels.cpu().numpy(), prob)["auroc"]
+        scores["auroc"] = evaluate(labels.cpu().numpy(), prob)["auroc"]
     return scores
 
 
-def _scores(loss: float, logits: Tensor, labels: Tensor) -> dict[str, float]:
+_ALSO = {"classification": ("accuracy",)}
+"""What the history of a task has beside the loss and the metric that comes first."""
+
+
+def scores_of(loss: float, logits: Tensor, labels: Tensor, task: Task) -> dict[str, float]:
+    if task.kind != "classification":
+        values = task.decode(logits.double().cpu().numpy())
+        name = headline(task)
+        return {"loss": loss, name: evaluate(labels.cpu().numpy(), values, task)[name]}
     truth, guess = labels.cpu().numpy(), logits.argmax(dim=1).cpu().numpy()
     return {
         "loss": loss,
@@ -331,10 +383,13 @@ def _scores(loss: float, logits: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
-def _row(epoch: int, seen: dict[str, float], watched: dict[str, float]) -> dict[str, Any]:
+def history_row(
+    epoch: int, seen: dict[str, float], watched: dict[str, float], task: Task
+) -> dict[str, Any]:
+    name = headline(task)
     return {
         "epoch": epoch,
         **{f"train_{name}": value for name, value in seen.items()},
         **{f"validation_{name}": value for name, value in watched.items()},
-        "overfit_gap": seen["macro_f1"] - watched["macro_f1"],
+        "overfit_gap": (seen[name] - watched[name]) * (1 if higher_is_better(name) else -1),
     }

@@ -117,6 +117,10 @@ class Loss:
             gamma=self._recipe.focal_gamma,
         )
 
+    def apart(self, first: Tensor, second: Tensor) -> Tensor:
+        """Measure how far the predictions of two passes are from each other."""
+        return symmetric_divergence(first, second)
+
     def of_passes(self, first: Pass, second: Pass) -> Tensor:
         """Join two dropout passes over one batch (R-Drop, Liang 2021, eq. 4).
 
@@ -124,5 +128,5 @@ class Loss:
         here both terms are averaged, so that the scale of the loss is that of one pass. It is
         the paper's loss divided by 2.
         """
-        apart = symmetric_divergence(first.logits, second.logits)
+        apart = self.apart(first.logits, second.logits)
         return 0.5 * (first.loss + second.loss) + 0.5 * self._recipe.r_drop * apart

@@ -22,7 +22,7 @@ Nothing else can be NaN, and nothing warns.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -34,14 +34,17 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
+    "LEVEL_METRICS",
     "METRICS",
+    "LevelScorer",
+    "Ranking",
     "Scorer",
     "accuracy",
     "confusion_matrix",
-    "evaluate",
-    "higher_is_better",
     "macro_f1",
+    "mean_defined",
     "per_class",
+    "ratio",
 ]
 
 METRICS = (
@@ -57,21 +60,11 @@ METRICS = (
 )
 """Names of the metrics, in the order of reports."""
 
+LEVEL_METRICS = ("macro_f1", "kappa", "level_mae", *(m for m in METRICS[1:] if m != "kappa"))
+"""The same for ordered levels, with the mean distance in levels."""
+
 ECE_BINS = 15
 """Equal-width confidence bins of the expected calibration error (Guo et al. 2017, eq. 5)."""
-
-_LOSSES = frozenset({"log_loss", "brier", "ece"})
-
-
-def higher_is_better(metric: str) -> bool:
-    """Say which way a metric points.
-
-    Examples
-    --------
-    >>> higher_is_better("macro_f1"), higher_is_better("log_loss")
-    (True, False)
-    """
-    return metric not in _LOSSES
 
 
 class Scorer:
@@ -92,12 +85,15 @@ class Scorer:
 
     __slots__ = ("_bins", "_cells", "_correct", "_losses", "_ranks", "n_classes", "n_images")
 
+    names: ClassVar[tuple[str, ...]] = METRICS
+    """Metrics, in the order of reports."""
+
     def __init__(self, y_true: ArrayLike, prob: ArrayLike) -> None:
         truth, scores = _checked(y_true, prob)
         self.n_images, self.n_classes = scores.shape
         predicted = scores.argmax(axis=1)
         self._cells = _Groups(truth * self.n_classes + predicted, self.n_classes**2)
-        self._ranks = [_Ranking(scores[:, k], truth == k) for k in range(self.n_classes)]
+        self._ranks = [Ranking(scores[:, k], truth == k) for k in range(self.n_classes)]
         rows = np.arange(self.n_images)
         onehot = np.eye(self.n_classes)[truth]
         likelihood = np.clip(scores[rows, truth], np.finfo(np.float64).eps, 1.0)
@@ -131,17 +127,33 @@ class Scorer:
         losses = weights @ self._losses / total[:, None]
         areas = [rank.areas(weights) for rank in self._ranks]
         values = {
-            "macro_f1": _mean_defined(_f1(table)),
+            "macro_f1": mean_defined(_f1(table)),
             "accuracy": table.trace(axis1=1, axis2=2) / total,
-            "balanced_accuracy": _mean_defined(_recall(table)),
-            "auroc": _mean_defined(np.stack([area[0] for area in areas], axis=1)),
-            "auprc": _mean_defined(np.stack([area[1] for area in areas], axis=1)),
+            "balanced_accuracy": mean_defined(_recall(table)),
+            "auroc": mean_defined(np.stack([area[0] for area in areas], axis=1)),
+            "auprc": mean_defined(np.stack([area[1] for area in areas], axis=1)),
             "kappa": _kappa(table),
             "log_loss": losses[:, 0],
             "brier": losses[:, 1],
             "ece": np.abs(self._bins.sum(weights * self._correct)).sum(axis=1) / total,
         }
         return {name: values[name] for name in METRICS}
+
+
+class LevelScorer(Scorer):
+    """The same for ordered levels, with how many levels a prediction is off on average."""
+
+    __slots__ = ()
+
+    names: ClassVar[tuple[str, ...]] = LEVEL_METRICS
+
+    def __call__(self, weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """Compute all metrics, as :meth:`Scorer.__call__` does."""
+        values = super().__call__(weights)
+        places = np.arange(self.n_classes)
+        apart = np.abs(places[:, None] - places[None, :])
+        values["level_mae"] = (self.confusion(weights) * apart).sum(axis=(1, 2)) / weights.sum(1)
+        return {name: values[name] for name in self.names}
 
 
 class _Groups:
@@ -161,7 +173,7 @@ class _Groups:
         return sums
 
 
-class _Ranking:
+class Ranking:
     """Areas under the curves of one class against the rest, with tied scores as one step."""
 
     __slots__ = ("_order", "_positive", "_starts")
@@ -185,32 +197,11 @@ class _Ranking:
         misses = drawn - hits
         # Each miss is beaten by the hits ranked above it, half by those tied with it.
         beaten = (misses * (hits_so_far - hits / 2)).sum(axis=1)
-        precision = _ratio(hits_so_far, drawn_so_far, 0.0)
+        precision = ratio(hits_so_far, drawn_so_far, 0.0)
         both = (n_hits > 0) & (n_misses > 0)
-        auroc = _ratio(beaten, n_hits * n_misses, np.nan)
-        auprc = _ratio((hits * precision).sum(axis=1), n_hits, np.nan)
+        auroc = ratio(beaten, n_hits * n_misses, np.nan)
+        auprc = ratio((hits * precision).sum(axis=1), n_hits, np.nan)
         return auroc, np.where(both, auprc, np.nan)
-
-
-def evaluate(y_true: ArrayLike, prob: ArrayLike) -> dict[str, float]:
-    """Compute all metrics of one set of predictions.
-
-    Parameters
-    ----------
-    y_true
-        True class of each image, ``(image,)`` integers.
-    prob
-        Probabilities, ``(image, class)``.
-
-    Examples
-    --------
-    >>> scores = evaluate([0, 1, 1], [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
-    >>> round(scores["accuracy"], 3), scores["auroc"]
-    (0.667, 1.0)
-    """
-    scorer = Scorer(y_true, prob)
-    values = scorer(np.ones((1, scorer.n_images)))
-    return {name: float(value[0]) for name, value in values.items()}
 
 
 def confusion_matrix(y_true: ArrayLike, y_pred: ArrayLike, n_classes: int) -> NDArray[np.int64]:
@@ -235,7 +226,7 @@ def macro_f1(y_true: ArrayLike, y_pred: ArrayLike, n_classes: int) -> float:
     0.7333333333333334
     """
     table = confusion_matrix(y_true, y_pred, n_classes)[None].astype(np.float64)
-    return float(_mean_defined(_f1(table))[0])
+    return float(mean_defined(_f1(table))[0])
 
 
 def accuracy(y_true: ArrayLike, y_pred: ArrayLike) -> float:
@@ -264,8 +255,8 @@ def per_class(
     truth, scores = _checked(y_true, prob)
     table = confusion_matrix(truth, scores.argmax(axis=1), len(classes)).astype(np.float64)
     hits, seen, told = np.diag(table), table.sum(axis=1), table.sum(axis=0)
-    precision, recall = _ratio(hits, told, 0.0), _ratio(hits, seen, 0.0)
-    f1 = _ratio(2 * hits, seen + told, 0.0)
+    precision, recall = ratio(hits, told, 0.0), ratio(hits, seen, 0.0)
+    f1 = ratio(2 * hits, seen + told, 0.0)
     return [
         {
             "class": name,
@@ -294,7 +285,7 @@ def _checked(y_true: ArrayLike, prob: ArrayLike) -> tuple[NDArray[np.int64], NDA
     return truth.astype(np.int64), scores
 
 
-def _ratio(
+def ratio(
     upper: NDArray[np.float64], lower: NDArray[np.float64], undefined: float
 ) -> NDArray[np.float64]:
     """Divide, with ``undefined`` where the denominator is 0."""
@@ -303,19 +294,19 @@ def _ratio(
     return ratio
 
 
-def _mean_defined(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def mean_defined(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Average ``(resample, class)`` over classes that are not NaN."""
     defined = ~np.isnan(values)
-    return _ratio(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1) * 1.0, np.nan)
+    return ratio(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1) * 1.0, np.nan)
 
 
 def _f1(table: NDArray[np.float64]) -> NDArray[np.float64]:
     hits = np.diagonal(table, axis1=1, axis2=2)
-    return _ratio(2 * hits, table.sum(axis=1) + table.sum(axis=2), np.nan)
+    return ratio(2 * hits, table.sum(axis=1) + table.sum(axis=2), np.nan)
 
 
 def _recall(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    return _ratio(np.diagonal(table, axis1=1, axis2=2), table.sum(axis=2), np.nan)
+    return ratio(np.diagonal(table, axis1=1, axis2=2), table.sum(axis=2), np.nan)
 
 
 def _kappa(table: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -325,4 +316,4 @@ def _kappa(table: NDArray[np.float64]) -> NDArray[np.float64]:
     seen, told = table.sum(axis=2), table.sum(axis=1)
     expected = np.einsum("bi,ij,bj->b", seen, distance, told) / table.sum(axis=(1, 2))
     observed = (table * distance).sum(axis=(1, 2))
-    return 1.0 - _ratio(observed, expected, 0.0)
+    return 1.0 - ratio(observed, expected, 0.0)

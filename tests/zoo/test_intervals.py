@@ -1,0 +1,68 @@
+"""Intervals of shares: Wilson's where images are independent, wider and narrower where they say so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from zoo.intervals import SHARES, effective_size, percentile_interval, share_interval, wilson
+from zoo.metrics import METRICS
+from zoo.statistics import bootstrap
+
+
+@given(st.integers(1, 400), st.data())
+def test_wilson_is_the_one_of_scipy(n, data):
+    hits = data.draw(st.integers(0, n))
+    expected = stats.binomtest(hits, n).proportion_ci(method="wilson")
+    assert wilson(hits / n, n) == pytest.approx([expected.low, expected.high], abs=1e-12)
+
+
+@given(st.floats(0, 1), st.floats(0, 0.3), st.integers(1, 500), st.integers(1, 5))
+def test_an_interval_lies_in_bounds_holds_its_value_and_is_never_a_point(v, sd, n, images):
+    draws = np.clip(v + sd * np.linspace(-1, 1, 50), 0, 1)
+    low, high = share_interval(v, draws, n_images=n * images, n_patients=n)
+    assert 0 <= low <= v <= high <= 1
+    assert low < high
+
+
+@given(st.integers(0, 60))
+def test_accuracy_of_single_images_has_wilsons_interval(wrong):
+    y = np.zeros(60, int)
+    prob = np.where(np.arange(60)[:, None] < wrong, [[0.2, 0.8]], [[0.8, 0.2]])
+    found = bootstrap(y, prob, [f"p{i}" for i in range(60)], n_resamples=2000)["accuracy"]
+    # Within what 2000 resamples leave open about their variance.
+    assert (found.low, found.high) == pytest.approx(wilson(1 - wrong / 60, 60), abs=0.015)
+
+
+@pytest.mark.parametrize("n", [30, 60, 100, 374])
+@pytest.mark.parametrize("truth", [0.6, 0.8, 0.9, 0.98])
+def test_the_truth_is_held_as_often_as_promised(n, truth):
+    # Every number of right images there can be, weighted by its chance: no simulation.
+    hits = np.arange(n + 1)
+    variance = hits / n * (1 - hits / n) / n  # that of resamples
+    held = 0.0
+    for k in hits:
+        value = k / n
+        size = effective_size(value, variance[k] * n / (n - 1), n_images=n, n_patients=n)
+        low, high = wilson(value, size)
+        held += stats.binom.pmf(k, n, truth) * (low <= truth <= high)
+    assert 0.93 <= held <= 0.98
+
+
+def test_perfect_scores_are_not_certain():
+    y, prob = np.arange(30) % 2, np.eye(2)[np.arange(30) % 2]
+    alone = bootstrap(y, prob, [f"p{i}" for i in range(30)], n_resamples=50)
+    together = bootstrap(y, prob, [f"p{i // 3}" for i in range(30)], n_resamples=50)
+    for name in SHARES & set(METRICS):
+        assert alone[name].value == alone[name].high == 1.0
+        assert alone[name].low == pytest.approx(0.886, abs=5e-4)
+        assert together[name].low == pytest.approx(0.722, abs=5e-4)  # worth ten images
+
+
+def test_other_metrics_keep_their_percentiles():
+    draws = np.r_[np.linspace(-1, 1, 101), np.full(50, np.nan)]
+    assert percentile_interval(draws) == pytest.approx((-0.95, 0.95))
+    assert percentile_interval(np.r_[draws, np.full(60, np.nan)]) == (None, None)
