@@ -172,6 +172,15 @@ JSON = {
     ("zoo", "ensemble", "{0}/runs/one", "{0}/runs/two", "-o", "{0}/json2"): {"kind", "members"},
     ("zoo", "compare", "{0}/runs/one", "{0}/runs/two"): {"runs", "level", "resamples", "warnings"},
     ("zoo", "report", "{0}/runs/one", "-o", "{0}/json3"): {"path"},
+    ("zoo", "predict", "{0}/runs/one", "{0}/store", "-o", "{0}/submission.csv"): {"path"},
+    (
+        *("zoo", "explain", "{0}/runs/one", "{0}/store", "--image=i0"),
+        *("-o", "{0}/map.png"),
+    ): {"image_id"},
+    (
+        *("zoo", "tune", "{0}/store", "{0}/cohort.csv", "--head=logistic", "--trials=2"),
+        *("--inner-folds=2", "--folds=2", "--workers=1", "-o", "{0}/tuned"),
+    ): {"format", "kind", "head", "split", "metrics", "tuning"},
     ("zoo", "heads"): {"name", "summary", "source", "settings"},
     ("zoo", "recipes"): {"name", "summary", "settings"},
 }
@@ -238,7 +247,7 @@ def test_both_commands_are_installed_and_know_their_version():
 
 MISUSE = [
     (("histostore", "biuld"), "No such command 'biuld'; did you mean build?"),
-    (("zoo", "dance"), "there are compare, demo, ensemble, fit"),
+    (("zoo", "dance"), "there are compare, demo, ensemble, explain, fit"),
     (("histostore", "build"), "Missing argument 'COHORT'"),
     (("histostore", "build", "c", "s", "--encodr", "x"), "--encoder"),
     (("histostore", "build", "c", "s", "--patch-size", "0"), "0 is not in the range x>=1"),

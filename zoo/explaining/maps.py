@@ -314,5 +314,6 @@ def _footer(told: Explanation) -> Iterator[str]:
         + (f" ({told.head_name})" if told.head_name not in ("", told.run_name) else "")
     )
     if told.n_trained:
-        yield f"{told.n_trained} of the {told.n_heads} heads were trained with this image."
+        were = "was" if told.n_trained == 1 else "were"
+        yield f"{told.n_trained} of the {told.n_heads} heads {were} trained with this image."
     yield from (plain_letters(f"Note: {note}") for note in told.notes)
