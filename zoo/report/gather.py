@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from zoo.report.learning import learning
 from zoo.report.model import ClassCount, Difference, Facts, Interval, RunView
 from zoo.report.scores import classification_report, majority
 from zoo.report.text import bracket, count, number, prose_list
+from zoo.significance import holm
 from zoo.statistics import paired_bootstrap
 
 if TYPE_CHECKING:
@@ -57,9 +59,18 @@ def load_runs(run_paths: Iterable[str | Path]) -> tuple[Run, ...]:
 def views(runs: Sequence[Run]) -> tuple[RunView, ...]:
     """Compute what is shown of each run, in the order given; the first one leads."""
     judged = [run.test_probabilities() for run in runs]
+    gaps = [None, *(_difference(mine, judged[0]) for mine in judged[1:])]
+    # Several runs are held against one, so p-values are Holm's, as those of zoo compare.
+    corrected = holm([None if gap is None else gap.p for gap in gaps])
+    differences = [
+        None if gap is None or p is None else replace(gap, p=p)
+        for gap, p in zip(gaps, corrected, strict=True)
+    ]
     return tuple(
-        _view(run, mine, judged[0], number=i)
-        for i, (run, mine) in enumerate(zip(runs, judged, strict=True), start=1)
+        _view(run, mine, difference, number=i)
+        for i, (run, mine, difference) in enumerate(
+            zip(runs, judged, differences, strict=True), start=1
+        )
     )
 
 
@@ -162,7 +173,7 @@ def notes(runs: Sequence[Run]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _view(run: Run, mine: Predictions, leading: Predictions, *, number: int) -> RunView:
+def _view(run: Run, mine: Predictions, difference: Difference | None, *, number: int) -> RunView:
     document = run.document
     head = document.get("head") or {}
     metrics = document.get("metrics") or {}
@@ -187,7 +198,7 @@ def _view(run: Run, mine: Predictions, leading: Predictions, *, number: int) -> 
         confusion=tuple(tuple(int(n) for n in row) for row in counts),
         report=classification_report(y_true, prob, run.classes),
         learning=learning(run.history, is_ensemble=run.is_ensemble),
-        difference=None if number == 1 else _difference(mine, leading),
+        difference=difference,
     )
 
 

@@ -100,9 +100,9 @@ def _leaderboard(data: ReportData) -> str:
 def _leaderboard_note(data: ReportData) -> str:
     facts, unit = data.facts, words.unit(data.facts)
     return (
-        "Test images only, probabilities averaged over seeds; in brackets the 95 % bootstrap "
+        "Test images only, probabilities averaged over seeds; in brackets the 95 % "
         f"interval over {unit}. Differences are in macro-F1, paired over the same draws of "
-        f"{unit}, not corrected for the number of runs. Always guessing the largest class would reach accuracy "
+        f"{unit}, their p-values corrected for the number of runs (Holm). Always guessing the largest class would reach accuracy "
         f"{number(facts.majority_accuracy)} and macro-F1 {number(facts.majority_macro_f1)}."
     )
 
