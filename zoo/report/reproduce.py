@@ -105,7 +105,8 @@ def _fit(run: Run) -> str:
     store, cohort = document.get("store") or {}, document.get("cohort") or {}
     head, recipe = document.get("head") or {}, document.get("recipe") or {}
     split = document.get("split") or {}
-    words = ["zoo", "fit", store.get("url", ""), cohort.get("url", "")]
+    tuning = document.get("tuning") or {}
+    words = ["zoo", "tune" if tuning else "fit", store.get("url", ""), cohort.get("url", "")]
     words += ["--head", head.get("name", "")]
     if recipe.get("name"):
         words += ["--recipe", recipe["name"]]
@@ -117,8 +118,24 @@ def _fit(run: Run) -> str:
         if document.get(key):
             words += [option, ",".join(document[key])]
     words += ["--seeds", str(len(document.get("seeds") or ()))]
-    words += _settings(head.get("settings") or {}, recipe)
-    return _join([*words, "-o", str(run.path)])
+    settings = head.get("settings") or {}
+    varied = {key.partition(".")[2] for key in tuning.get("space") or {}}
+    # What was searched has no value of its own: trial 0 takes the defaults.
+    words += _settings({k: v for k, v in settings.items() if k not in varied}, recipe)
+    return _join([*words, *_tuning_options(tuning), "-o", str(run.path)])
+
+
+def _tuning_options(tuning: Mapping[str, Any]) -> list[str]:
+    """Write budget and search space."""
+    words: list[str] = []
+    for option in ("trials", "timeout", "inner_folds", "metric"):
+        if tuning.get(option):
+            words += [f"--{option.replace('_', '-')}", f"{tuning[option]}"]
+    words += ["--prune"] if tuning.get("prune") else []
+    words += ["--search-seed", str(tuning["seed"])] if tuning.get("seed") else []
+    for name, part in (tuning.get("space") or {}).items():
+        words += ["--space", f"{name}={part}"]
+    return words
 
 
 def _settings(head: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
