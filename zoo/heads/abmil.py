@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
@@ -34,6 +35,9 @@ class ABMIL(TorchSpec):
     stackable: ClassVar[bool] = True
 
     hidden: int = whole(500, "width of a projected patch", low=1, high=65_536)
+    depth: int = whole(
+        1, "layers of the projection, each half as wide as the one before", low=1, high=8
+    )
     attention: int = whole(128, "width of the attention network", low=1, high=65_536)
     gated: bool = flag(default=True, meaning="gate the attention (eq. 9) or not (eq. 8)")
     dropout: float = number(0.25, "dropout of projected patches", high=0.99)
@@ -51,12 +55,14 @@ class ABMILModule(AttentionModule):
 
     def __init__(self, spec: ABMIL, n_features: int, n_classes: int) -> None:
         super().__init__()
-        self.project = nn.Sequential(
-            nn.Linear(n_features, spec.hidden), nn.ReLU(), Dropout(spec.dropout)
-        )
+        widths = [n_features, *(max(spec.hidden >> layer, 1) for layer in range(spec.depth))]
+        layers: list[nn.Module] = []
+        for wide, narrow in pairwise(widths):
+            layers += [nn.Linear(wide, narrow), nn.ReLU(), Dropout(spec.dropout)]
+        self.project = nn.Sequential(*layers)
         attention = GatedAttention if spec.gated else Attention
-        self.attend = attention(spec.hidden, spec.attention)
-        self.classify = nn.Linear(spec.hidden, n_classes)
+        self.attend = attention(widths[-1], spec.attention)
+        self.classify = nn.Linear(widths[-1], n_classes)
 
     def logits(self, rows: Tensor, layout: Layout) -> Tensor:
         """Classify bags."""
