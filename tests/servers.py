@@ -19,7 +19,7 @@ import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
@@ -363,16 +363,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         connection = http.client.HTTPConnection(self.upstream, timeout=60)
-        with suppress(ConnectionError):  # the client may have given up
+        # The client may have given up, or the test be over: nothing stays open either way.
+        with suppress(OSError, http.client.HTTPException, ValueError), closing(connection):
             headers = {key: value for key, value in self.headers.items() if key != "Connection"}
             connection.request(self.command, self.path, body, headers)
-            answer = connection.getresponse()
-            content = answer.read()
+            with connection.getresponse() as answer:
+                content = answer.read()
             if fault == "lose":
                 self.close_connection = True
             else:
                 self._answer(answer.status, answer.getheaders(), content)
-        connection.close()
 
     def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         head = self.command == "HEAD"

@@ -255,4 +255,4 @@ def test_training_on_ten_times_the_budget_holds_batches_not_the_cohort(tmp_path,
     assert seen["cohort"] >= 10 * budget
     # What a batch of some bags and its activations take. Held whole, standardised once more and
     # padded, the cohort would take more than twice its size.
-    assert seen["peak"] < 0.6 * seen["cohort"], seen
+    assert seen["peak"] < 0.9 * seen["cohort"], seen
