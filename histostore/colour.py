@@ -60,12 +60,12 @@ _RAMP = 256 - WHITE_GREY
 """Levels from tissue to white over which a map in LAB fades out."""
 
 
-@compiled
+@compiled()
 def _grey(red: np.int64, green: np.int64, blue: np.int64) -> np.int64:
     return (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
 
 
-@compiled
+@compiled()
 def _response(value: float) -> float:
     """Give the response f of CIELAB.
 
@@ -81,13 +81,13 @@ def _response(value: float) -> float:
     return root if value > (6.0 / 29.0) ** 3 else value * (841.0 / 108.0) + 4.0 / 29.0
 
 
-@compiled
+@compiled()
 def _light(response: float) -> float:
     cube = response * response * response
     return cube if response > 6.0 / 29.0 else (response - 4.0 / 29.0) * (108.0 / 841.0)
 
 
-@compiled
+@compiled()
 def _lab(pixels: NDArray[np.uint8], out: NDArray[np.float64]) -> None:
     """Fill ``out``, ``(3, pixel)``, with LAB of ``(pixel, 3)``, in 8-bit units."""
     for i in range(len(pixels)):
@@ -102,7 +102,7 @@ def _lab(pixels: NDArray[np.uint8], out: NDArray[np.float64]) -> None:
         out[2, i] = 200.0 * (y - z) + 128.0
 
 
-@compiled
+@compiled()
 def _to_lab(pixels: NDArray[np.uint8], out: NDArray[np.float64]) -> None:
     lab = np.empty((3, _BLOCK))
     for start in range(0, len(pixels), _BLOCK):
@@ -113,7 +113,7 @@ def _to_lab(pixels: NDArray[np.uint8], out: NDArray[np.float64]) -> None:
                 out[start + i, k] = lab[k, i]
 
 
-@compiled
+@compiled()
 def _sums(pixels: NDArray[np.uint8], out: NDArray[np.float64]) -> int:
     n = 0
     lab = np.empty((3, _BLOCK))
@@ -134,7 +134,7 @@ def _sums(pixels: NDArray[np.uint8], out: NDArray[np.float64]) -> int:
     return n
 
 
-@compiled
+@compiled()
 def _map_lab(
     pixels: NDArray[np.uint8],
     scale: NDArray[np.float64],
@@ -160,7 +160,7 @@ def _map_lab(
                 out[start + i, k] = np.uint8(block[i, k] + share * (mapped - block[i, k]) + 0.5)
 
 
-@compiled
+@compiled()
 def _map_density(
     pixels: NDArray[np.uint8],
     matrix: NDArray[np.float64],
@@ -175,7 +175,7 @@ def _map_density(
             out[i, k] = np.uint8(_TRANSMITTED[step] + np.float32(0.5))
 
 
-@compiled
+@compiled()
 def _map_rgb(
     pixels: NDArray[np.uint8],
     matrix: NDArray[np.float64],
@@ -189,7 +189,7 @@ def _map_rgb(
             out[i, k] = np.uint8(min(max(value, 0.0), 255.0) + 0.5)
 
 
-@compiled
+@compiled()
 def _fill_grey(patch: NDArray[np.uint8], out: NDArray[np.int32]) -> None:
     for y in range(patch.shape[0]):
         for x in range(patch.shape[1]):
@@ -198,7 +198,7 @@ def _fill_grey(patch: NDArray[np.uint8], out: NDArray[np.int32]) -> None:
             )
 
 
-@compiled
+@compiled()
 def _grey_sums(grey: NDArray[np.int32], out: NDArray[np.int64]) -> None:
     height, width = grey.shape
     for y in range(height):

@@ -62,7 +62,7 @@ FEATURE_NAMES: tuple[str, ...] = _names()
 """``family.measure.statistic`` of each feature, as in ``voronoi.area.disorder``."""
 
 
-@compiled
+@compiled()
 def _spread(values: NDArray[np.float64]) -> tuple[float, float, float, float]:
     """Give mean, standard deviation, least by greatest, disorder 1 − 1 / (1 + sd / mean)."""
     mean, sd, low, high = 0.0, 0.0, math.inf, -math.inf
@@ -78,7 +78,7 @@ def _spread(values: NDArray[np.float64]) -> tuple[float, float, float, float]:
     return mean, sd, low / high if high > 0 else 0.0, sd / (mean + sd) if mean > 0 else 0.0
 
 
-@compiled
+@compiled()
 def _profile(ranked: NDArray[np.float64]) -> tuple[float, float, float, float, float]:
     """Give mean, standard deviation, percentiles 10, 50, 90 (linear) of ascending values."""
     if len(ranked) == 0:
@@ -97,7 +97,7 @@ def _profile(ranked: NDArray[np.float64]) -> tuple[float, float, float, float, f
     return mean, math.sqrt(sd / len(ranked)), found[0], found[1], found[2]
 
 
-@compiled
+@compiled()
 def _stains(
     label: NDArray[np.int32], haematoxylin: NDArray[np.int32], eosin: NDArray[np.int32]
 ) -> NDArray[np.float64]:

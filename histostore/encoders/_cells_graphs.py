@@ -44,7 +44,7 @@ class Tessellation:
     """``(triangle,)``: areas."""
 
 
-@compiled
+@compiled()
 def _circles(
     points: NDArray[np.float64], corners: NDArray[np.int32]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -62,7 +62,7 @@ def _circles(
     return centres, areas
 
 
-@compiled
+@compiled()
 def _cell(
     corners: NDArray[np.float64], site: NDArray[np.float64], out: NDArray[np.float64]
 ) -> None:
@@ -88,7 +88,7 @@ def _cell(
     out[3] = 4 * math.pi * area / (perimeter * perimeter) if perimeter > 0 else 0.0
 
 
-@compiled
+@compiled()
 def _cells(
     points: NDArray[np.float64],
     corners: NDArray[np.int32],
@@ -124,7 +124,7 @@ def _cells(
     return out[:n]
 
 
-@compiled
+@compiled()
 def _sides(
     points: NDArray[np.float64],
     corners: NDArray[np.int32],
@@ -189,7 +189,7 @@ def tessellate(points: NDArray[np.float64], size: int) -> Tessellation:
     return Tessellation(cells=cells, sides=sides, pairs=pairs, triangles=areas[shown])
 
 
-@compiled
+@compiled()
 def tree(points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Give the lengths of the edges of the minimum spanning tree (Prim 1957).
 
@@ -222,7 +222,7 @@ def tree(points: NDArray[np.float64]) -> NDArray[np.float64]:
     return lengths
 
 
-@compiled
+@compiled()
 def neighbourhoods(
     points: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["fill_holes", "opened", "otsu", "surroundings"]
 
 
-@compiled
+@compiled()
 def otsu(image: NDArray[np.int32], step: int) -> int:
     """Find the threshold that parts an image best (Otsu 1979).
 
@@ -56,7 +56,7 @@ def otsu(image: NDArray[np.int32], step: int) -> int:
     return found * step
 
 
-@compiled
+@compiled()
 def surroundings(image: NDArray[np.int32], reach: int) -> NDArray[np.int32]:
     """Average over the surroundings of every pixel.
 
@@ -89,7 +89,7 @@ def surroundings(image: NDArray[np.int32], reach: int) -> NDArray[np.int32]:
     return mean
 
 
-@compiled
+@compiled()
 def _spread(mask: NDArray[np.uint8], value: int, out: NDArray[np.uint8]) -> None:
     """Give ``value`` to the pixels that have it, and to the four next to each."""
     height, width = mask.shape
@@ -101,7 +101,7 @@ def _spread(mask: NDArray[np.uint8], value: int, out: NDArray[np.uint8]) -> None
             out[y, x] = value if near else 1 - value
 
 
-@compiled
+@compiled()
 def opened(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Take away what no cross of five pixels fits into; the image's edge cuts nothing.
 
@@ -121,7 +121,7 @@ def opened(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return result
 
 
-@compiled
+@compiled()
 def fill_holes(mask: NDArray[np.uint8], most: int) -> None:
     """Fill, in place, background that nuclei enclose.
 

@@ -26,7 +26,7 @@ hull; mean, standard deviation and sum over its pixels of haematoxylin, natural 
 _UNIT = 1024.0  # of _cells_stain: compiled code sees its own file alone
 
 
-@compiled
+@compiled()
 def _sums(
     label: NDArray[np.int32], haematoxylin: NDArray[np.int32], out: NDArray[np.int64]
 ) -> None:
@@ -52,7 +52,7 @@ def _sums(
             row[10] = y
 
 
-@compiled
+@compiled()
 def _half_hull(x: NDArray[np.float64], sign: float) -> float:
     """Integrate the convex chain to the left (sign 1) or right (−1) of points (x[k], k)."""
     kept = np.empty(len(x), np.int64)
@@ -72,7 +72,7 @@ def _half_hull(x: NDArray[np.float64], sign: float) -> float:
     return area
 
 
-@compiled
+@compiled()
 def _hull_areas(label: NDArray[np.int32], sums: NDArray[np.int64]) -> NDArray[np.float64]:
     """Give the areas of the convex hulls of the labels, each pixel a square of side one."""
     start = np.zeros(len(sums) + 1, np.int64)
@@ -95,7 +95,7 @@ def _hull_areas(label: NDArray[np.int32], sums: NDArray[np.int64]) -> NDArray[np
     return areas
 
 
-@compiled
+@compiled()
 def measure(
     label: NDArray[np.int32], n_nuclei: int, haematoxylin: NDArray[np.int32]
 ) -> NDArray[np.float64]:

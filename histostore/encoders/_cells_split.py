@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["depth", "hills", "numbered"]
 
 
-@compiled
+@compiled()
 def depth(mask: NDArray[np.uint8], most: int, scale: int) -> NDArray[np.int32]:
     """Measure how deep inside the mask each pixel lies.
 
@@ -61,7 +61,7 @@ def depth(mask: NDArray[np.uint8], most: int, scale: int) -> NDArray[np.int32]:
     return out
 
 
-@compiled
+@compiled()
 def _root(parent: NDArray[np.int32], i: int) -> int:
     while parent[i] != i:
         parent[i] = parent[parent[i]]
@@ -69,7 +69,7 @@ def _root(parent: NDArray[np.int32], i: int) -> int:
     return i
 
 
-@compiled
+@compiled()
 def _descending(land: NDArray[np.int32], mask: NDArray[np.uint8]) -> NDArray[np.int32]:
     """List the pixels of the mask, highest first, those of one height as they stand."""
     highest = 0
@@ -90,7 +90,7 @@ def _descending(land: NDArray[np.int32], mask: NDArray[np.uint8]) -> NDArray[np.
     return order
 
 
-@compiled
+@compiled()
 def _join(land: NDArray[np.int32], parent: NDArray[np.int32], i: int, j: int, share: float) -> None:
     """Make the hills that meet at pixel ``i``, of one of which it is part, one if they are."""
     own, other = _root(parent, i), _root(parent, j)
@@ -99,7 +99,7 @@ def _join(land: NDArray[np.int32], parent: NDArray[np.int32], i: int, j: int, sh
         parent[low] = high
 
 
-@compiled
+@compiled()
 def hills(land: NDArray[np.int32], mask: NDArray[np.uint8], share: float) -> NDArray[np.int32]:
     """Part a landscape into hills.
 
@@ -147,7 +147,7 @@ def hills(land: NDArray[np.int32], mask: NDArray[np.uint8], share: float) -> NDA
     return parent.reshape(land.shape)
 
 
-@compiled
+@compiled()
 def numbered(hill: NDArray[np.int32], least: int, most: int) -> tuple[NDArray[np.int32], int]:
     """Give numbers from 1 to the hills of a fitting size, in the order of their first pixels.
 

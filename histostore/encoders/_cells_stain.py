@@ -31,7 +31,7 @@ _DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255)
 _TABLE = _DENSITY[:, None, None] * _SHARES  # (value, colour, stain)
 
 
-@compiled
+@compiled()
 def separate(
     patch: NDArray[np.uint8], haematoxylin: NDArray[np.int32], eosin: NDArray[np.int32]
 ) -> None:
@@ -53,7 +53,7 @@ def separate(
             eosin[y, x] = np.int32(min(max(e, 0.0), _MOST) + 0.5)
 
 
-@compiled
+@compiled()
 def smooth(image: NDArray[np.int32], rounds: int) -> NDArray[np.int32]:
     """Convolve with (1, 2, 1) along both axes, some times; values grow 16-fold each time.
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from histostore.encoders._texture_jit import compiled
 from histostore.encoders._texture_names import DISTANCES, PROPERTIES
+from histostore.jit import compiled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

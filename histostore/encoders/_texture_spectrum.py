@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.fft
 
-from histostore.encoders._texture_jit import compiled
 from histostore.encoders._texture_names import N_BANDS
+from histostore.jit import compiled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

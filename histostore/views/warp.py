@@ -16,7 +16,7 @@ __all__ = ["warp"]
 _ONE = 1 << 16
 
 
-@compiled
+@compiled()
 def _reflected(at: np.int64, size: int) -> np.int64:
     """Reflect a position about the first and the last pixel, as often as it takes."""
     if size == 1:
@@ -25,7 +25,7 @@ def _reflected(at: np.int64, size: int) -> np.int64:
     return around if around < size else np.int64(2 * size - 2) - around
 
 
-@compiled
+@compiled()
 def _warp(
     patch: NDArray[np.uint8],
     matrix: NDArray[np.int64],

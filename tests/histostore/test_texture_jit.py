@@ -10,7 +10,7 @@ from pathlib import Path
 import numba
 import pytest
 
-from histostore.encoders._texture_jit import compiled
+from histostore.jit import compiled
 
 PROGRAM = """
 import hashlib, numpy as np

@@ -241,7 +241,7 @@ def test_training_on_ten_times_the_budget_holds_batches_not_the_cohort(tmp_path,
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     store = open_store(str(tmp_path / "store"), mode="a")
     features = store.create_feature_set(spec_of(n_features=1024))
-    for at in range(5):
+    for at in range(8):
         ids = [f"i{at}-{n:02}" for n in range(16)]
         features.commit(fragment_of(ids, counts=512, n_features=1024, seed=at), {})
     budget = 16 * 2**20
@@ -253,6 +253,6 @@ def test_training_on_ten_times_the_budget_holds_batches_not_the_cohort(tmp_path,
     )
     seen = json.loads(done.stdout)
     assert seen["cohort"] >= 10 * budget
-    # What a batch of some bags and its activations take. Held whole, standardised once more and
+    # A batch of some bags and its activations take as much whatever the cohort's size. Held whole, standardised once more and
     # padded, the cohort would take more than twice its size.
-    assert seen["peak"] < 0.9 * seen["cohort"], seen
+    assert seen["peak"] < 0.6 * seen["cohort"], seen
