@@ -150,6 +150,7 @@ def _said(error: Exception) -> str:
     """Give an error's own words in one line; nothing where it has none."""
     strerror = error.strerror if isinstance(error, OSError) else None
     words = " ".join(str(strerror or error).split())
+    words = words.partition(" Debug source:")[0]  # obstore repeats itself there
     # Ceph's gateway leaves the message of a refusal empty, and s3fs hands on a None.
     return "" if words == "None" else words
 

@@ -11,22 +11,21 @@ from __future__ import annotations
 
 import contextlib
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from histostore.errors import StorageError
 from histostore.files import driver_errors, filesystem, local_path, public_url
 from histostore.store.disk import LocalBackend
+from histostore.store.objects import ObjectBackend
+from histostore.store.obstore import PREFIX, ObstoreBackend
 from histostore.store.protocol import Backend, Entry, StoredBytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["Backend", "Entry", "LocalBackend", "RemoteBackend", "StoredBytes", "open_backend"]
 
 _TIME_KEYS = ("LastModified", "last_modified", "mtime", "updated", "created")
-
-_READ_ON = 64 * 2**10
-"""Bytes read beyond what was asked for, where a request has to be made anyway."""
 
 
 def open_backend(url: str, storage_options: Mapping[str, Any] | None = None) -> Backend:
@@ -35,9 +34,9 @@ def open_backend(url: str, storage_options: Mapping[str, Any] | None = None) -> 
     Parameters
     ----------
     url
-        Local path, or any URL that fsspec knows.
+        Local path, any URL that fsspec knows, or ``obstore+`` and the URL of a bucket.
     storage_options
-        Handed to the fsspec driver.
+        Handed to the driver.
 
     Raises
     ------
@@ -46,11 +45,13 @@ def open_backend(url: str, storage_options: Mapping[str, Any] | None = None) -> 
     MissingExtra
         If the driver is not installed.
     """
+    if url.startswith(PREFIX):
+        return ObstoreBackend(url, storage_options)
     path = local_path(url)
     return RemoteBackend(url, storage_options) if path is None else LocalBackend(path)
 
 
-class RemoteBackend:
+class RemoteBackend(ObjectBackend):
     """Objects behind an fsspec driver: S3, Google, Azure, memory and others.
 
     Its puts are atomic where the driver's are, as those of object stores.
@@ -63,17 +64,11 @@ class RemoteBackend:
     (['b.json'], b'{}', None)
     """
 
-    threads = 8
-
     def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
         self.url = public_url(url).rstrip("/")
         self._options = dict(storage_options or {})
         self._fs, root = filesystem(url, storage_options)
         self._root = root.rstrip("/")
-
-    def read(self, path: str) -> bytes | None:
-        """Read an object whole; None where there is none."""
-        return self.read_many([path])[0]
 
     def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
         """Read objects whole, as many at once as the driver likes; None where there is none."""
@@ -98,17 +93,6 @@ class RemoteBackend:
         names = {str(name).rstrip("/") for name in found} - {path, path.lstrip("/")}
         return sorted(name.rpartition("/")[2] for name in names)
 
-    def open(self, path: str) -> StoredBytes | None:
-        """Open an object; whether there is one, its first read tells."""
-        return _RemoteObject(self, path)
-
-    def write(self, path: str, content: bytes) -> None:
-        """Put an object: there is no lesser way."""
-        self.put(path, content)
-
-    def settle(self, paths: Iterable[str]) -> None:
-        """Do nothing: what an object store has accepted survives."""
-
     def put(self, path: str, content: bytes) -> None:
         """Put an object by one request, or a multipart one where it is large."""
         with self._errors(path):
@@ -121,13 +105,6 @@ class RemoteBackend:
                 if not (azure or isinstance(error, FileNotFoundError)):
                     raise
                 raise StorageError(f"{self.url}: no such bucket; create it first") from error
-
-    def discard(self, paths: Iterable[str]) -> None:
-        """Remove objects; from the first on that will not go, they are left to ``gc``."""
-        # A storage that refuses once, after all of the driver's tries, refuses them all.
-        with contextlib.suppress(Exception):
-            for path in paths:
-                self.remove(path)
 
     def walk(self, folder: str) -> list[Entry]:
         """List all objects below a prefix, afresh."""
@@ -152,9 +129,6 @@ class RemoteBackend:
         """Remove an object; none there is well too."""
         with self._errors(path), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self._path(path))
-
-    def prune(self, folder: str) -> None:
-        """Do nothing: object stores have no folders."""
 
     def read_range(self, path: str, start: int, stop: int | None) -> bytes:
         """Read a part of an object; nothing where there is none."""
@@ -206,33 +180,3 @@ def _past_the_end(error: Exception) -> bool:
     if isinstance(response, dict):
         return bool(response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 416)
     return 416 in (getattr(error, "status_code", None), getattr(error, "code", None))
-
-
-class _RemoteObject:
-    """An object read by ranges; what one request brought near is not asked for again."""
-
-    def __init__(self, backend: RemoteBackend, path: str) -> None:
-        self._backend = backend
-        self._path = path
-        self._start = 0
-        self._near = b""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._near = b""
-
-    def fetch(self, start: int, stop: int | None) -> None:
-        self._start = start
-        self._near = self._backend.read_range(self._path, start, stop)
-
-    def read_into(self, start: int, target: memoryview) -> int:
-        first = start - self._start
-        if first < 0 or first + len(target) > len(self._near):
-            # What follows, a checksum or the first chunks, is nearly always asked for next.
-            self.fetch(start, start + len(target) + _READ_ON)
-            first = 0
-        part = self._near[first : first + len(target)]
-        target[: len(part)] = part
-        return len(part)

@@ -58,6 +58,15 @@ def every_third(answer):
     return lambda asked: answer if asked.number % 3 == 0 else None
 
 
+@pytest.mark.parametrize("trouble", ["busy", "drop", "lose"])
+def test_obstore_tries_again_as_well(moto, trouble):
+    with servers.proxy(moto.endpoint) as proxy:
+        server, url = moto.behind(proxy.endpoint), f"obstore+{moto.bucket()}/store"
+        proxy.fault = every_third(trouble)
+        write_and_read(server, url)
+    assert_holds(url, moto.options, BEFORE, LATER)
+
+
 @pytest.mark.parametrize("trouble", ["busy", "drop", "lose", 0.05])
 def test_a_server_that_is_busy_slow_or_hangs_up_costs_requests_and_nothing_else(s3, trouble):
     """Each third request fails; ``lose`` carries it out and loses the answer."""
@@ -91,13 +100,16 @@ def test_a_server_that_stays_busy_is_an_error_in_the_end(moto, refused):
     assert_holds(url, moto.options, BEFORE)
 
 
-def test_a_server_that_is_not_there_is_said():
+@pytest.mark.parametrize(
+    ("driver", "said"), [("", "Could not connect"), ("obstore+", "error sending request")]
+)
+def test_a_server_that_is_not_there_is_said(driver, said):
     away = {
         "key": "AKIATESTKEY",
         "secret": servers.SECRET,
         "endpoint_url": f"http://127.0.0.1:{servers.free_port()}",
     }
-    with pytest.raises(StorageError, match="Could not connect") as caught:
-        open_store("s3://bucket/store", away, mode="a")
+    with pytest.raises(StorageError, match=said) as caught:
+        open_store(f"{driver}s3://bucket/store", away, mode="a")
     assert servers.SECRET not in str(caught.value)
     assert "\n" not in str(caught.value)
