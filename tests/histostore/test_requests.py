@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import fsspec
 import numpy as np
 import pandas as pd
@@ -28,10 +30,15 @@ OPTIONS = BuildOptions(
 )
 
 
-@pytest.fixture(scope="module")
-def wire():
+@pytest.fixture(scope="module", params=["moto", "ceph"])
+def wire(request):
     """A bucket server, and the proxy in front of it that counts."""
-    with servers.moto() as server, servers.proxy(server.endpoint) as proxy:
+    with ExitStack() as stack:
+        if request.param == "ceph":
+            server = request.getfixturevalue("ceph")
+        else:
+            server = stack.enter_context(servers.moto())
+        proxy = stack.enter_context(servers.proxy(server.endpoint))
         yield server.behind(proxy.endpoint), proxy
 
 
