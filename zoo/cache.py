@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zoo.filling import COORDS, DOCUMENT, EMBEDDING, PART_BYTES, Filling
+from zoo.filling import COORDS, DOCUMENT, EMBEDDING, PART_BYTES, Filling, single_precision
 from zoo.memory import memory_budget
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def read_rows(
     per_row = spec.n_features * (4 if stored == 4 else 4 + stored) + _COORDS_BYTES
     if times * int(offset[-1]) * per_row <= limit:
         loaded = features.load(image_ids, augmentation)
-        embedding = np.asarray(loaded.embedding, dtype=np.float32)
+        embedding = single_precision(loaded.embedding)
         return Rows(embedding=embedding, offset=offset, coords=loaded.coords, folder=None)
     filling = Filling(
         features,

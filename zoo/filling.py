@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from histostore.store import FeatureSet
 
-__all__ = ["COORDS", "DOCUMENT", "EMBEDDING", "PART_BYTES", "Filling"]
+__all__ = ["COORDS", "DOCUMENT", "EMBEDDING", "PART_BYTES", "Filling", "single_precision"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ PART_BYTES = 128 * 2**20
 """The most that is read from the store at once while a file is filled; less where the memory
 limit is small, more where one image is larger."""
 
+_WORTH_TORCH_BYTES = 2**25
 _FORMAT = 1
 _ATTEMPTS = 4
 
@@ -191,7 +192,7 @@ class Filling:
                 bounds = pairwise(loaded.offset.tolist())
                 for image, (first, last) in zip(part, bounds, strict=True):
                     at = int(self._offset[image])
-                    rows = loaded.embedding[first:last].astype(np.float32, copy=False)
+                    rows = single_precision(loaded.embedding[first:last])
                     found = embedding.put(at, rows, 0)
                     checksums[image] = coords.put(at, loaded.coords[first:last], found)
                 del loaded, rows  # before the next part is read, not after
@@ -228,6 +229,23 @@ class Filling:
             n_bytes += more
         if part:
             yield part
+
+
+def single_precision(rows: NDArray[Any]) -> NDArray[np.float32]:
+    """Widen half precision, exactly; what is float32 already comes back as it is.
+
+    numpy widens number by number. torch does it eight at a time, and is worth its import from
+    some size on; its own new memory would cost more page faults than numpy's.
+    """
+    if rows.dtype == np.float32:
+        return rows
+    if rows.nbytes < _WORTH_TORCH_BYTES or not rows.flags.writeable:
+        return rows.astype(np.float32)
+    import torch
+
+    widened = np.empty(rows.shape, np.float32)
+    torch.from_numpy(widened).copy_(torch.from_numpy(rows))
+    return widened
 
 
 def _sweep(home: Path) -> None:

@@ -342,3 +342,15 @@ def test_memory_stays_within_the_budget_while_filling_and_while_gathering(tmp_pa
     assert filled > 8  # else nothing was measured
     assert filled < 64
     assert gathered < 64
+
+
+def test_half_precision_is_widened_exactly(monkeypatch):
+    """Every number that half precision has, the infinities and those below normal too."""
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16).reshape(256, 256)
+    for least in (0, 2**40):
+        monkeypatch.setattr(filling, "_WORTH_TORCH_BYTES", least)
+        widened = filling.single_precision(every)
+        assert widened.dtype == np.float32
+        np.testing.assert_array_equal(widened, every.astype(np.float32))
+    single = np.ones(3, np.float32)
+    assert filling.single_precision(single) is single
