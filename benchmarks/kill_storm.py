@@ -280,7 +280,7 @@ def main() -> None:
         tally = storm(arguments.kills, seed=arguments.seed, folder=Path(folder))
     document = {
         "machine": machine(),
-        "seconds": round(time.monotonic() - began, 1),
+        "took_s": round(time.monotonic() - began, 1),
         **tally.to_json(),
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
