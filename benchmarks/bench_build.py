@@ -11,76 +11,73 @@
 - *TensorFlow in a process of its own* (:mod:`benchmarks.savedmodel`), against a process that does
   the forward passes and nothing else.
 - On a GPU, where there is one: ViT-S/16 in float16, images decoded from JPEG.
+
+All three must give the same vectors, or there is no row. Every row says how many patches a second a
+build does, and the most memory that a process held which did nothing else (:mod:`benchmarks.peaks`).
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
-from dataclasses import asdict
+from contextlib import closing
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks import savedmodel
 from benchmarks.measure import Ratio, best_of
 from benchmarks.orders import step_by_step, straight_loop
-from histostore import Cohort
-from histostore.build import BuildOptions, EncoderOptions, build
-from histostore.grid import PatchGrid
-from histostore.images.patches import read_patches, select_patches
-from histostore.images.readers import open_image
-from histostore.images.tissue import TissueFilter
-from histostore.synthetic import make_cohort
-
-PATCH, SIDE = 256, 1024
-
-_PEAK = """
-import json, resource, sys
-from benchmarks.bench_build import options_of
+from benchmarks.peaks import options_of, origins_of, peaks_of
 from histostore import Cohort
 from histostore.build import build
-table, store, encoder = sys.argv[1:]
-build(Cohort.read(table), store, options_of(**json.loads(encoder)))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
-"""
+from histostore.encoders.catalog import available_cores
+from histostore.encoders.tensorflow import resize
+from histostore.images.patches import read_patches, select_patches
+from histostore.images.readers import open_image
+from histostore.store import open_store
+from histostore.synthetic import make_cohort
+
+if TYPE_CHECKING:
+    from histostore.build import BuildOptions
+
+PATCH, SIDE = 256, 1024
+TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 3e-3}
+"""Vectors of the same patches may differ so far, for batches are filled in another order."""
 
 
-def options_of(**encoder) -> BuildOptions:
-    return BuildOptions(
-        encoder=EncoderOptions(**encoder),
-        grid=PatchGrid(patch_size=PATCH),
-        tissue=TissueFilter(method="none"),
+def bare_forward(encoder, pixels: np.ndarray) -> np.ndarray:
+    size = encoder.batch_size
+    return np.concatenate(
+        [encoder.encode(pixels[start : start + size]) for start in range(0, len(pixels), size)]
     )
-
-
-def origins_of(width: int, height: int) -> np.ndarray:
-    """Top-left corners, row by row: ``(patch, 2)`` as x, y."""
-    y, x = np.mgrid[0 : height - PATCH + 1 : PATCH, 0 : width - PATCH + 1 : PATCH]
-    return np.stack([x.ravel(), y.ravel()], axis=1)
-
-
-def bare_forward(encoder, pixels) -> None:
-    for start in range(0, len(pixels), encoder.batch_size):
-        encoder.encode(pixels[start : start + encoder.batch_size])
 
 
 def all_patches(url: str, options: BuildOptions) -> np.ndarray:
-    reader = open_image(url)
-    selection = select_patches(reader, options.grid, options.tissue)
-    return read_patches(reader, selection, PATCH)
+    with closing(open_image(url)) as reader:
+        selection = select_patches(reader, options.grid, options.tissue)
+        return read_patches(reader, selection, options.grid.patch_size)
 
 
-def peak_mib(table: Path, store: str, options: BuildOptions) -> int:
-    """Most memory that a process held which did one build and nothing else."""
-    arguments = [str(table), store, json.dumps(asdict(options.encoder))]
-    done = subprocess.run(
-        [sys.executable, "-c", _PEAK, *arguments], capture_output=True, text=True, check=True
+def agree(ours: np.ndarray, theirs: np.ndarray, precision: str) -> None:
+    """Refuse to compare times of what is not the same work."""
+    error = np.linalg.norm(ours - theirs, axis=1) / np.linalg.norm(theirs, axis=1)
+    if not error.max() <= TOLERANCE[precision]:
+        raise ValueError(f"vectors differ by up to {error.max():.2g}; this is not the same work")
+
+
+def stored(url: str) -> np.ndarray:
+    """Read what a build left: ``(patch, feature)``, in the order of the cohort."""
+    return open_store(url).feature_set().load().embedding.astype(np.float32)
+
+
+def told_memory(peaks: dict[str, int | None]) -> str:
+    return ", ".join(
+        f"peak memory of the {kind} {'unknown' if mib is None else f'{mib:,} MiB'}"
+        for kind, mib in peaks.items()
     )
-    return int(done.stdout.split()[-1])
 
 
 def medians(turns: int, *functions) -> list[float]:
@@ -90,40 +87,39 @@ def medians(turns: int, *functions) -> list[float]:
 
 
 def cost_of_a_build(
-    name: str, options: BuildOptions, *, target: float | None, smoke: bool, jpeg: bool = False
+    name: str, cohort: Cohort, options: BuildOptions, *, target: float | None, turns: int
 ) -> list[Ratio]:
-    n_images = 6 if smoke else 16
+    encoder = options.encoder.load()
     with tempfile.TemporaryDirectory() as folder:
-        table = make_cohort(Path(folder) / "images", n_images=n_images, image_px=SIDE, seed=0)
-        cohort = Cohort.read(str(_as_jpeg(table) if jpeg else table))
-        encoder = options.encoder.load()
         pixels = np.concatenate([all_patches(url, options) for url in cohort.urls])
-        bare_forward(encoder, pixels[: encoder.batch_size])
+        vectors = bare_forward(encoder, pixels)
         build(cohort.limit(1), f"{folder}/warm-up", options)
         stores = iter(range(100))
-        loop = Path(folder) / "loop"
+        origins, loop = origins_of(SIDE, SIDE, PATCH), Path(folder) / "loop"
         loop.mkdir()
         bare_s, loop_s, ours_s = medians(
-            2 if smoke else 3,
+            turns,
             lambda: bare_forward(encoder, pixels),
-            lambda: straight_loop(cohort.urls, encoder, origins_of(SIDE, SIDE), PATCH, loop),
+            lambda: straight_loop(cohort.urls, encoder, origins, PATCH, loop),
             lambda: build(cohort, f"{folder}/{next(stores)}", options),
         )
-        told = f"{len(pixels) / ours_s:.1f} patches/s"
-        if not smoke:
-            told += f", peak memory {peak_mib(table, f'{folder}/peak', options)} MiB"
+        loops = [np.load(loop / f"{number}.npz")["features"] for number in range(len(cohort))]
+        for theirs in (vectors, np.concatenate(loops)):
+            agree(stored(f"{folder}/0"), theirs, options.encoder.precision)
+        told = f"{len(vectors) / ours_s:.1f} patches/s, "
+        told += told_memory(peaks_of(cohort, SIDE, options))
     rows = [
-        ("bare forward", bare_s, target, f"the encoder alone, patches in memory; {told}"),
+        ("bare forward", bare_s, target, "the encoder alone, patches in memory"),
         ("straight loop", loop_s, None, "read, crop, encode, np.savez, image by image"),
     ]
     return [
         Ratio(
-            name=f"{what} ÷ build, {name}, {len(pixels)} patches of {PATCH} px",
+            name=f"{what} ÷ build, {name}, {len(vectors)} patches of {PATCH} px",
             ours_s=ours_s,
             theirs_s=seconds,
             ratio=seconds / ours_s,
             target=goal,
-            baseline=baseline,
+            baseline=f"{baseline}; {told}",
         )
         for what, seconds, goal, baseline in rows
     ]
@@ -134,7 +130,9 @@ def against_step_by_step(name: str, model: str, *, smoke: bool) -> Ratio:
     from histostore.encoders.torchvision_guard import import_guarded
 
     timm, transforms = import_guarded("timm"), import_guarded("torchvision.transforms")
-    options = options_of(name=f"timm:{model}", weights="random:0", precision="bfloat16")
+    options = options_of(
+        patch=PATCH, name=f"timm:{model}", weights="random:0", precision="bfloat16"
+    )
     encoder = options.encoder.load()  # and torch's threads are set
     network = timm.create_model(model, pretrained=False, num_classes=0).eval()
     facts = encoder.identity.preprocessing
@@ -147,7 +145,7 @@ def against_step_by_step(name: str, model: str, *, smoke: bool) -> Ratio:
     )
     with tempfile.TemporaryDirectory() as folder:
         slide, side = _slide(Path(folder), tiles=2 if smoke else 4)
-        origins = origins_of(side, side)
+        origins = origins_of(side, side, PATCH)
         table = Path(folder) / "cohort.csv"
         table.write_text(f"image_id,path\nslide,{slide}\n", encoding="utf-8")
         cohort = Cohort.read(str(table))
@@ -197,7 +195,7 @@ def _as_jpeg(table: Path) -> Path:
     return new
 
 
-def on_a_gpu(*, smoke: bool) -> list[Ratio]:
+def on_a_gpu(cohort: Cohort) -> list[Ratio]:
     import torch
 
     what = "ViT-S/16 in float16 on one GPU, from JPEG"
@@ -205,58 +203,80 @@ def on_a_gpu(*, smoke: bool) -> list[Ratio]:
         baseline = "the encoder alone, patches in memory"
         name = f"bare forward ÷ build, {what}"
         return [Ratio.skipped(name, baseline=baseline, reason="no GPU here", target=0.9)]
-    vit = {"name": "timm:vit_small_patch16_224", "weights": "random:0"}
-    options = options_of(**vit, precision="float16", device="cuda")
-    return cost_of_a_build(what, options, target=0.9, smoke=smoke, jpeg=True)
+    options = options_of(
+        patch=PATCH,
+        name="timm:vit_small_patch16_224",
+        weights="random:0",
+        precision="float16",
+        device="cuda",
+    )
+    jpeg = Cohort.read(str(_as_jpeg(Path(cohort.url))))
+    return cost_of_a_build(what, jpeg, options, target=0.9, turns=3)
 
 
-def in_tensorflow(*, smoke: bool) -> Ratio:
+def in_tensorflow(cohort: Cohort, *, depth: int, turns: int) -> Ratio:
     """Ask the same of a model in a process of its own, against a process that has nothing else."""
-    from importlib.util import find_spec
-
-    from histostore.encoders.catalog import available_cores
-
-    name = "bare forward ÷ build, ViT-S/16 in TensorFlow (path-foundation)"
+    layers = "" if depth == savedmodel.DEPTH else f" of {depth} layers"
+    name = f"bare forward ÷ build, ViT-S/16{layers} in TensorFlow (path-foundation)"
     baseline = "the SavedModel alone, patches in memory, in batches of 16"
-    if smoke or find_spec("tensorflow") is None:
-        reason = "takes a minute" if smoke else "tensorflow is not installed"
+    if find_spec("tensorflow") is None:
+        reason = "tensorflow is not installed"
         return Ratio.skipped(name, baseline=baseline, reason=reason, target=0.95)
     with tempfile.TemporaryDirectory() as folder:
-        savedmodel.in_a_process("make", f"{folder}/model")
-        options = options_of(name="path-foundation", weights=f"{folder}/model")
-        table = make_cohort(Path(folder) / "images", n_images=16, image_px=SIDE, seed=0)
-        cohort = Cohort.read(str(table))
-        n_patches = len(cohort.urls) * len(origins_of(SIDE, SIDE))
+        savedmodel.in_a_process("make", f"{folder}/model", depth)
+        options = options_of(patch=PATCH, name="path-foundation", weights=f"{folder}/model")
+        pixels = np.concatenate([all_patches(url, options) for url in cohort.urls])
+        resized = np.empty((len(pixels), savedmodel.SIDE, savedmodel.SIDE, 3), np.uint8)
+        resize(pixels, resized)
+        np.save(f"{folder}/pixels.npy", resized)
+        del pixels, resized
         build(cohort.limit(1), f"{folder}/warm-up", options)
         theirs, ours = [], []
-        for turn in range(3):
-            words = ("time", f"{folder}/model", n_patches, available_cores())
-            theirs.append(float(savedmodel.in_a_process(*words)))
+        words = [f"{folder}/{name}" for name in ("model", "pixels.npy", "vectors.npy")]
+        for turn in range(turns):
+            alone = savedmodel.in_a_process("time", *words, available_cores())
+            theirs.append(float(alone))
             ours += medians(1, partial(build, cohort, f"{folder}/{turn}", options))
+        vectors = np.load(f"{folder}/vectors.npy")
+        agree(stored(f"{folder}/0"), vectors, "float32")
+        memory = told_memory(peaks_of(cohort, SIDE, options))
     ours_s, theirs_s = float(np.median(ours)), float(np.median(theirs))
     return Ratio(
-        name=f"{name}, {n_patches} patches of {PATCH} px",
+        name=f"{name}, {len(vectors)} patches of {PATCH} px",
         ours_s=ours_s,
         theirs_s=theirs_s,
         ratio=theirs_s / ours_s,
         target=0.95,
-        baseline=f"{baseline}; {n_patches / ours_s:.1f} patches/s",
+        baseline=f"{baseline}; {len(vectors) / ours_s:.1f} patches/s, {memory}",
     )
 
 
 def run(*, smoke: bool) -> list[Ratio]:
     resnet = {"name": "timm:resnet18", "weights": "random:0", "device": "cpu"}
     vit = {"name": "timm:vit_small_patch16_224", "weights": "random:0", "device": "cpu"}
-    asked = [("ResNet-18", resnet, 0.95), ("texture", {"name": "texture"}, None)]
-    if not smoke:
-        half = {"precision": "bfloat16"}
-        asked.append(("ResNet-18 in bfloat16", {**resnet, **half}, 0.95))
-        asked.append(("ViT-S/16", vit, 0.95))
-        asked.append(("ViT-S/16 in bfloat16", {**vit, **half}, 0.95))
+    half = {"precision": "bfloat16"}
+    asked = [  # name, encoder, target, images and turns of a smoke run; none: not in it
+        ("ResNet-18", resnet, 0.95, (4, 2)),
+        ("texture", {"name": "texture"}, None, (4, 2)),
+        ("ResNet-18 in bfloat16", {**resnet, **half}, 0.95, None),
+        ("ViT-S/16", vit, 0.95, None),
+        ("ViT-S/16 in bfloat16", {**vit, **half}, 0.95, (2, 1)),
+    ]
     rows: list[Ratio] = []
-    for name, encoder, target in asked:
-        rows += cost_of_a_build(name, options_of(**encoder), target=target, smoke=smoke)
-    rows.append(against_step_by_step("ResNet-18", "resnet18", smoke=smoke))
-    if not smoke:
-        rows.append(against_step_by_step("ViT-S/16", "vit_small_patch16_224", smoke=smoke))
-    return [*rows, in_tensorflow(smoke=smoke), *on_a_gpu(smoke=smoke)]
+    with tempfile.TemporaryDirectory() as folder:
+        table = make_cohort(Path(folder), n_images=4 if smoke else 16, image_px=SIDE, seed=0)
+        cohort = Cohort.read(str(table))
+        for name, encoder, target, small in asked:
+            if smoke and small is None:
+                continue
+            n_images, turns = small if smoke and small else (len(cohort), 3)
+            options = options_of(patch=PATCH, **encoder)
+            some = cohort.limit(n_images)
+            rows += cost_of_a_build(name, some, options, target=target, turns=turns)
+        rows.append(against_step_by_step("ResNet-18", "resnet18", smoke=smoke))
+        if smoke:
+            rows.append(in_tensorflow(cohort.limit(2), depth=2, turns=1))
+        else:
+            rows.append(against_step_by_step("ViT-S/16", "vit_small_patch16_224", smoke=smoke))
+            rows.append(in_tensorflow(cohort, depth=savedmodel.DEPTH, turns=3))
+        return [*rows, *on_a_gpu(cohort)]

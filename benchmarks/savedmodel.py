@@ -2,9 +2,9 @@
 
 Run as a script, as TensorFlow is for processes of its own:
 
-- ``python -P savedmodel.py make FOLDER`` writes it;
-- ``python -P savedmodel.py time FOLDER PATCHES THREADS`` prints the seconds that so many patches
-  take, in memory, in batches of 16, with nothing around them.
+- ``python -P savedmodel.py make FOLDER LAYERS`` writes it; Path Foundation has 12 layers;
+- ``python -P savedmodel.py time FOLDER PIXELS VECTORS THREADS`` prints the seconds that patches
+  (npy, uint8) take, in memory, in batches of 16, with nothing around them, and writes their vectors.
 
 The real weights are handed out on request only; what a forward pass costs does not depend on them.
 """
@@ -19,7 +19,7 @@ import time
 N_FEATURES, N_HEADS, DEPTH, SIDE, TOKEN, BATCH = 384, 6, 12, 224, 16, 16
 
 
-def make(folder: str) -> None:
+def make(folder: str, depth: int) -> None:
     """Write a ViT-S/16: ``serving_default``, 224 × 224 × 3 float32 to ``output_0``, 384."""
     import keras
     import tensorflow as tf
@@ -31,7 +31,7 @@ def make(folder: str) -> None:
     pixels = keras.Input((SIDE, SIDE, 3))
     x = layers.Conv2D(N_FEATURES, TOKEN, strides=TOKEN)(pixels)
     x = layers.Reshape((n_tokens, N_FEATURES))(x)
-    for _ in range(DEPTH):
+    for _ in range(depth):
         seen = layers.LayerNormalization(epsilon=1e-6)(x)
         x = x + layers.MultiHeadAttention(N_HEADS, N_FEATURES // N_HEADS)(seen, seen)
         seen = layers.LayerNormalization(epsilon=1e-6)(x)
@@ -41,7 +41,7 @@ def make(folder: str) -> None:
     keras.Model(pixels, vectors).export(folder, verbose=False)
 
 
-def seconds(folder: str, n_patches: int, threads: int) -> float:
+def seconds(folder: str, pixels_file: str, vectors_file: str, threads: int) -> float:
     """Time the bare forward passes."""
     import numpy as np
     import tensorflow as tf
@@ -52,12 +52,16 @@ def seconds(folder: str, n_patches: int, threads: int) -> float:
     model = tf.saved_model.load(folder)
     forward = model.signatures["serving_default"]
     (name,) = forward.structured_input_signature[1]
-    pixels = np.random.default_rng(0).random((n_patches, SIDE, SIDE, 3), np.float32)
+    pixels = np.load(pixels_file) / np.float32(255)
     forward(**{name: tf.constant(pixels[:BATCH])})
+    vectors = []
     began = time.perf_counter()
-    for start in range(0, n_patches, BATCH):
-        forward(**{name: tf.constant(pixels[start : start + BATCH])})["output_0"].numpy()
-    return time.perf_counter() - began
+    for start in range(0, len(pixels), BATCH):
+        batch = tf.constant(pixels[start : start + BATCH])
+        vectors.append(forward(**{name: batch})["output_0"].numpy())
+    took = time.perf_counter() - began
+    np.save(vectors_file, np.concatenate(vectors))
+    return took
 
 
 def in_a_process(*words: object) -> str:
@@ -70,6 +74,6 @@ def in_a_process(*words: object) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1] == "make":
-        make(sys.argv[2])
+        make(sys.argv[2], int(sys.argv[3]))
     else:
-        print(seconds(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+        print(seconds(*sys.argv[2:5], int(sys.argv[5])))

@@ -26,7 +26,7 @@ from histostore.files import local_path, public_url, read_bytes, stat_many
 from histostore.tables import parse_csv, parse_frame, parse_parquet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -76,7 +76,8 @@ class Cohort:
     """Where each image lies: absolute, ready to be opened."""
 
     sources: Mapping[str, Source] = field(default_factory=dict)
-    """URL to size and version, of all images; empty where files were not checked."""
+    """URL to size and version, of all images and of the files that say where patches lie; empty
+    where files were not checked."""
 
     @classmethod
     def read(
@@ -161,8 +162,7 @@ class Cohort:
         found = table.row_problems() + misplaced + wrong
         sources: dict[str, Source] = {}
         if check_files:
-            files = [each.url for each in given if each]
-            seen = stat_many((file for file in (*urls, *files) if file), storage_options)
+            seen = stat_many(filter(None, _files(urls, given)), storage_options)
             sources = {image: source for image, source in seen.items() if source is not None}
             found += [
                 (row, f"row {row}: no such file: {_shown(image)}")
@@ -257,12 +257,26 @@ class Cohort:
             indices if isinstance(indices, np.ndarray) else list(indices), dtype=np.int64
         )
         urls = tuple(self.urls[i] for i in chosen.tolist())
+        given = tuple(self.given[i] for i in chosen.tolist())
         return Cohort(
             url=self.url,
             columns={name: cells[chosen] for name, cells in self.columns.items()},
             urls=urls,
-            sources={url: self.sources[url] for url in urls if url in self.sources},
+            sources={url: self.sources[url] for url in _files(urls, given) if url in self.sources},
         )
+
+    def seen(self, storage_options: Mapping[str, Any] | None = None) -> dict[str, Source | None]:
+        """Say by image id what its files were like when they were checked, or else are now.
+
+        None stands for an image that is not there. Raises StorageError if files were not
+        checked, and a storage refuses to list them.
+        """
+        there = self.sources or stat_many(_files(self.urls, self.given), storage_options)
+        found: dict[str, Source | None] = {}
+        for image_id, url, given in zip(self.image_ids, self.urls, self.given, strict=True):
+            source, places = there.get(url), there.get(given.url) if given else None
+            found[image_id] = source.placed_by(places) if source and places else source
+        return found
 
     def limit(self, n: int) -> Cohort:
         """Give the first ``n`` images.
@@ -356,6 +370,12 @@ def _given(
             elif url:
                 found[at] = Given(kind=kind, url=url)
     return found, problems
+
+
+def _files(urls: Iterable[str], given: Iterable[Given | None]) -> Iterator[str]:
+    """Yield where images lie, and the files that say where their patches do."""
+    yield from urls
+    yield from (each.url for each in given if each)
 
 
 def _folder(table: str) -> str:

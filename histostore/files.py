@@ -13,7 +13,7 @@ import re
 import stat as stat_bits
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
@@ -64,9 +64,34 @@ class Source:
     version: str | None
     """ETag, or the modification time (nanoseconds of a local file, else ISO 8601)."""
 
+    places: str | None = None
+    """Size and version of the file that says where patches lie; None where a grid does."""
+
+    def placed_by(self, file: Source) -> Source:
+        """Give the same source, of which a file says where patches lie."""
+        return replace(self, places=f"{file.size} {file.version}")
+
+    def differs(self, then: Mapping[str, Any]) -> bool:
+        """Compare with what :meth:`to_json` gave earlier; moving a file is no change.
+
+        Examples
+        --------
+        >>> now = Source(url="b.png", size=3, version="7")
+        >>> now.differs({"url": "a.png", "size": 3, "version": "7"})
+        False
+        >>> now.placed_by(Source(url="b.csv", size=9, version="1")).differs(now.to_json())
+        True
+        """
+        return (self.size, self.version, self.places) != (
+            then["size"],
+            then["version"],
+            then.get("places"),
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Give the source as JSON values."""
-        return {"url": self.url, "size": self.size, "version": self.version}
+        document: dict[str, Any] = {"url": self.url, "size": self.size, "version": self.version}
+        return document if self.places is None else {**document, "places": self.places}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Source:
@@ -78,7 +103,12 @@ class Source:
         >>> Source.from_json(source.to_json()) == source
         True
         """
-        return cls(url=document["url"], size=document["size"], version=document["version"])
+        return cls(
+            url=document["url"],
+            size=document["size"],
+            version=document["version"],
+            places=document.get("places"),
+        )
 
 
 def local_path(url: str) -> str | None:

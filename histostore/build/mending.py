@@ -246,7 +246,8 @@ class Mender:
                 wanted.append((image_id, recorded, recorded.url, None, None))
             else:
                 wanted.append((image_id, recorded, table.urls[row], table.mpp[row], given[row]))
-        there = stat_many([address for _, _, address, _, _ in wanted], self.storage)
+        files = [places.url for *_, places in wanted if places]
+        there = stat_many([*(address for _, _, address, _, _ in wanted), *files], self.storage)
         jobs = []
         for image_id, recorded, address, mpp, places in wanted:
             now = there[address]
@@ -255,13 +256,11 @@ class Mender:
                     f"image {image_id} is not at {public_url(address)} any more: "
                     "give the cohort that says where it is"
                 )
-            changed = (now.size, now.version) != (recorded.size, recorded.version)
-            if changed and not (damaged.trusted and self.accept_changed):
-                raise CannotMend(
-                    f"image {image_id} has changed since it was embedded: {public_url(address)}"
-                )
-            source = Source(url=address, size=now.size, version=now.version)
-            jobs.append(ImageJob(image_id=image_id, source=source, mpp=mpp, given=places))
+            if places and (file := there[places.url]):
+                now = now.placed_by(file)
+            if now.differs(recorded.to_json()) and not (damaged.trusted and self.accept_changed):
+                raise CannotMend(_what_changed(image_id, recorded, now, places))
+            jobs.append(ImageJob(image_id=image_id, source=now, mpp=mpp, given=places))
         return jobs
 
     def _load(self) -> Encoder:
@@ -300,3 +299,12 @@ class Mender:
                         f"image {image_id} gives other patches now than were stored; if its scale "
                         "came from a cohort, give the cohort"
                     )
+
+
+def _what_changed(image_id: str, recorded: Source, now: Source, places: Given | None) -> str:
+    """Say which of an image's files is no longer what was read."""
+    if (now.size, now.version) != (recorded.size, recorded.version):
+        return f"image {image_id} has changed since it was embedded: {public_url(now.url)}"
+    if places is None:
+        return f"a file said where the patches of image {image_id} lie: give the cohort with it"
+    return f"where the patches of image {image_id} lie has changed: {public_url(places.url)}"

@@ -110,10 +110,10 @@ def _changed(
     sources: Mapping[str, Source | None],
     recorded: Mapping[str, Mapping[str, Any]],
 ) -> tuple[str, ...]:
-    """Ids whose source differs from the recorded one; moving a file is no change."""
+    """Ids whose source differs from the recorded one."""
     return tuple(
         image_id
         for image_id in image_ids
         if (now := sources.get(image_id)) and (then := recorded.get(image_id))
-        if now.size != then["size"] or now.version != then["version"]
+        if now.differs(then)
     )

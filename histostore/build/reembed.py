@@ -60,7 +60,7 @@ def find_stale(
             for image_id, then in zip(record.image_ids, record.source_documents, strict=True)
             if image_id in rows
             if (now := sources.get(image_id)) is not None
-            if (now.size, now.version) != (then["size"], then["version"])
+            if now.differs(then)
             # Rows of which another fragment's count instead are left alone.
             if any(features.index[image_id, view][0] is record for view in record.augmentations)
         )

@@ -20,7 +20,7 @@ from histostore.build.specify import settle_stain, specify
 from histostore.build.unit import UnitTask, build_unit
 from histostore.cohort import Cohort
 from histostore.errors import OptionError
-from histostore.files import Source, stat_many
+from histostore.files import Source
 from histostore.provenance import versions
 from histostore.store import open_store
 
@@ -72,8 +72,8 @@ def build(
     progress
         Called now and then, from any thread, one call at a time.
     reembed_changed
-        Embed again the images whose files have changed since; else they are reported, and
-        their old rows stay.
+        Embed again the images whose files have changed since, or the files that say where their
+        patches lie; else they are reported, and their old rows stay.
 
     Returns
     -------
@@ -98,8 +98,7 @@ def build(
     spec = specify(options)  # before a store is made: an encoder that is not there makes none
     store = open_store(store_url, storage_options=storage, mode="a")
     features = store.create_feature_set(spec)
-    sources = cohort.sources or stat_many(cohort.urls, storage)
-    now = dict(zip(cohort.image_ids, map(sources.get, cohort.urls), strict=True))
+    now = cohort.seen(storage)
     plan = plan_build(
         cohort.image_ids,
         {view: features.index.of_view(view) for view in options.views},
@@ -115,12 +114,12 @@ def build(
         encoder=options.encoder,
         storage_options=storage,
     )
-    tasks = [task(views=unit.views, jobs=_jobs(cohort, sources, unit.rows)) for unit in plan.units]
+    tasks = [task(views=unit.views, jobs=_jobs(cohort, now, unit.rows)) for unit in plan.units]
     stale = find_stale(features, cohort.image_ids, now) if reembed_changed else []
     tasks += [
         task(
             views=record.augmentations,
-            jobs=_jobs(cohort, sources, rows),
+            jobs=_jobs(cohort, now, rows),
             replaces=record.fragment_id,
         )
         for record, rows in stale
@@ -164,7 +163,7 @@ def _checked(
 
 
 def _jobs(
-    cohort: Cohort, sources: Mapping[str, Source | None], rows: Sequence[int]
+    cohort: Cohort, now: Mapping[str, Source | None], rows: Sequence[int]
 ) -> tuple[ImageJob, ...]:
     """Join some rows of the cohort with what their sources are now."""
     urls = cohort.urls
@@ -172,7 +171,7 @@ def _jobs(
         ImageJob(
             image_id=cohort.image_ids[row],
             # A file that is gone fails when it is read, with its reason.
-            source=sources.get(urls[row]) or Source(url=urls[row], size=None, version=None),
+            source=now[cohort.image_ids[row]] or Source(url=urls[row], size=None, version=None),
             mpp=cohort.mpp[row],
             given=cohort.given[row],
         )

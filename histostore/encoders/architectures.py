@@ -196,7 +196,13 @@ def _torchvision(name: str, card: EncoderCard) -> Blueprint:
         std=tuple(preset.std),
         interpolation=str(preset.interpolation.value),
         pooling="token" if family == "VisionTransformer" else "average",
-        droppable=(*CLASSIFIERS, "AuxLogits.", "aux1.", "aux2."),
+        droppable=(
+            *CLASSIFIERS,
+            "AuxLogits.",
+            "aux1.",
+            "aux2.",
+            *DROPPABLE.get(card.keys or "", ()),
+        ),
         download=lambda: _from_torchvision(card, str(published.url)),
         translate=lambda state: _torchvision_names(_translated(card, state)),
     )

@@ -6,13 +6,16 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import numpy as np
+
+from histostore.errors import EncoderError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Encoder", "EncoderIdentity"]
+__all__ = ["Encoder", "EncoderIdentity", "check_patches"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,3 +91,20 @@ class Encoder(Protocol):
         embedding
             ``(patch, feature)``, float32, finite; row *i* depends on patch *i* alone.
         """
+
+
+def check_patches(patches: NDArray[np.uint8]) -> None:
+    """Refuse what is not a batch of square 8-bit RGB patches.
+
+    Raises
+    ------
+    EncoderError
+        Saying what was given.
+    """
+    shape: tuple[int, ...] = getattr(patches, "shape", ())
+    dtype = getattr(patches, "dtype", None)
+    square = len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3
+    if dtype != np.uint8 or not square:
+        raise EncoderError(
+            f"patches are {dtype} {shape}; an encoder wants uint8 (patch, y, x, 3), square"
+        )

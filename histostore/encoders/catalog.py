@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
 import re
 from dataclasses import replace
 from types import MappingProxyType
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from histostore.encoders.cards import EncoderCard, read_cards
 from histostore.encoders.fusion import fuse, members, weights_of
+from histostore.encoders.weightless import available_cores
 from histostore.errors import EncoderError, MissingExtra, OptionError
 
 if TYPE_CHECKING:
@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 
     from histostore.encoders.base import Encoder
 
-__all__ = ["ENCODERS", "EncoderCard", "card", "known_encoders", "load_encoder"]
+__all__ = [
+    "ENCODERS",
+    "EncoderCard",
+    "available_cores",
+    "card",
+    "known_encoders",
+    "load_encoder",
+]
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 
@@ -82,7 +89,11 @@ def card(name: str) -> EncoderCard:
 def _suggestion(name: str) -> str:
     """Name the nearest encoder; a bare architecture is near to a pattern filled with it."""
     model = name.partition(":")[2] or name
-    filled = [row.replace(":NAME", f":{model}") for row in ENCODERS]
+    filled = [
+        row.name.replace(":NAME", f":{model}")
+        for row in ENCODERS.values()
+        if row.architecture is not None or not row.is_pattern  # no model's name fills a run's
+    ]
     nearest = difflib.get_close_matches(name, filled, n=1)
     return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 
@@ -165,13 +176,6 @@ def _load_one(row: EncoderCard, *, weights: str | None, **options: object) -> En
         raise MissingExtra.named("torch", extra="torch") from error
     extra = {} if row.architecture is None else {"card": row}
     return cast("Encoder", load(weights=weights, **options, **extra))
-
-
-def available_cores() -> int:
-    """Count the cores this process may run on, at least one."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1  # macOS and Windows have no affinity to ask for
 
 
 def _check_options(

@@ -47,8 +47,7 @@ import numpy as np
 from histostore.encoders._cells_features import FEATURE_NAMES, describe
 from histostore.encoders._cells_nuclei import SETTINGS, Nuclei, find_nuclei
 from histostore.encoders.base import EncoderIdentity
-from histostore.encoders.catalog import available_cores
-from histostore.errors import EncoderError, OptionError
+from histostore.encoders.weightless import BATCH_SIZE, check_patches, settle
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,7 +56,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FEATURE_NAMES", "CellGraphEncoder", "Nuclei", "find_nuclei", "load"]
 
-_BATCH_SIZE = 128
 _VERSION = 1
 """Of the algorithm: another one gives another feature set."""
 
@@ -69,7 +67,7 @@ class CellGraphEncoder:
     It holds no state: copies and threads may share it.
     """
 
-    batch_size: int = _BATCH_SIZE
+    batch_size: int = BATCH_SIZE
     """Patches it likes to see at once."""
 
     threads: int = 1
@@ -106,7 +104,7 @@ class CellGraphEncoder:
         OptionError
             If the array is of another type or shape.
         """
-        _check_patches(patches)
+        check_patches("cell-graph", patches)
         out = np.empty((len(patches), self.n_features), np.float32)
 
         def fill(row: int) -> None:
@@ -120,15 +118,6 @@ class CellGraphEncoder:
             for _ in pool.map(fill, range(len(patches))):
                 pass  # so that an error in a thread is raised here
         return out
-
-
-def _check_patches(patches: NDArray[np.uint8]) -> None:
-    """Refuse what is not a batch of square 8-bit RGB patches."""
-    shape, dtype = patches.shape, patches.dtype
-    if dtype != np.uint8:
-        raise OptionError(f"cell-graph takes uint8 patches, not {dtype}; convert them to 0..255")
-    if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or shape[1] == 0:
-        raise OptionError(f"cell-graph takes square patches (patch, y, x, 3), not shape {shape}")
 
 
 def load(
@@ -173,16 +162,12 @@ def load(
     >>> encoder.n_features, FEATURE_NAMES[-3]
     (119, 'near.r50.mean')
     """
-    if weights is not None:
-        raise EncoderError("cell-graph needs no weights; leave them out")
-    if device not in {"auto", "cpu"}:
-        raise EncoderError(f"cell-graph runs on the CPU, not on {device}; use device auto or cpu")
-    if precision != "float32":
-        raise EncoderError(f"cell-graph gives float32, not {precision}; leave the precision out")
-    for name, value in (("batch_size", batch_size), ("threads", threads)):
-        if value is not None and value < 1:
-            raise OptionError(f"{name} is {value}; it must be 1 or more")
-    return CellGraphEncoder(
-        batch_size=_BATCH_SIZE if batch_size is None else batch_size,
-        threads=available_cores() if threads is None else threads,
+    size, n_threads = settle(
+        "cell-graph",
+        weights=weights,
+        device=device,
+        batch_size=batch_size,
+        threads=threads,
+        precision=precision,
     )
+    return CellGraphEncoder(batch_size=size, threads=n_threads)

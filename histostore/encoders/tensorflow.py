@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from histostore.encoders import savedmodel
 from histostore.encoders._tensorflow_process import TensorflowProcess
-from histostore.encoders.base import EncoderIdentity
+from histostore.encoders.base import EncoderIdentity, check_patches
 from histostore.errors import EncoderError, MissingExtra
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class TensorflowEncoder:
             If the patches are not of this shape and type, the process has died, or a vector
             is not finite.
         """
-        _check(patches)
+        check_patches(patches)
         if self._process is None:
             self._process = self._started()
         try:
@@ -241,11 +241,3 @@ def load(
     folder = savedmodel.find(card, weights)
     size = card.batch_size if batch_size is None else batch_size
     return TensorflowEncoder(folder, card=card, batch_size=size, threads=threads)
-
-
-def _check(patches: NDArray[Any]) -> None:
-    shape, dtype = patches.shape, patches.dtype
-    if dtype != np.uint8 or len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
-        raise EncoderError(
-            f"patches are {dtype} {shape}; an encoder wants uint8 (patch, y, x, 3), square"
-        )

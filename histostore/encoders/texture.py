@@ -25,7 +25,6 @@ All measures are the same for a patch turned by 90 degrees or flipped, to roundi
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,7 +33,7 @@ import numpy as np
 
 from histostore.encoders._texture_names import FEATURE_NAMES, PREPROCESSING
 from histostore.encoders.base import EncoderIdentity
-from histostore.errors import EncoderError, OptionError
+from histostore.encoders.weightless import BATCH_SIZE, check_patches, settle
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FEATURE_NAMES", "TextureEncoder", "load"]
 
-_BATCH_SIZE = 128
 _LARGEST_TASK = 8  # patches handed to a thread at once
 
 
@@ -54,7 +52,7 @@ class TextureEncoder:
     It holds no state: copies and threads may share it.
     """
 
-    batch_size: int = _BATCH_SIZE
+    batch_size: int = BATCH_SIZE
     """Patches it likes to see at once."""
 
     threads: int = 1
@@ -89,7 +87,7 @@ class TextureEncoder:
         OptionError
             If the array is of another type or shape.
         """
-        _check_patches(patches)
+        check_patches("texture", patches)
         # Only here: the compiler behind it takes a second to load, and a build that has nothing
         # to do needs no more than the identity.
         from histostore.encoders._texture_patch import encode_some
@@ -105,15 +103,6 @@ class TextureEncoder:
             for _ in pool.map(lambda part: encode_some(patches[part], out[part]), parts):
                 pass  # so that an error in a thread is raised here
         return out
-
-
-def _check_patches(patches: NDArray[np.uint8]) -> None:
-    """Refuse what is not a batch of square 8-bit RGB patches."""
-    shape, dtype = patches.shape, patches.dtype
-    if dtype != np.uint8:
-        raise OptionError(f"texture takes uint8 patches, not {dtype}; convert them to 0..255")
-    if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or shape[1] == 0:
-        raise OptionError(f"texture takes square patches (patch, y, x, 3), not shape {shape}")
 
 
 def load(
@@ -158,23 +147,12 @@ def load(
     >>> encoder.n_features, FEATURE_NAMES[0]
     (275, 'colour.H.mean')
     """
-    if weights is not None:
-        raise EncoderError("texture needs no weights; leave them out")
-    if device not in {"auto", "cpu"}:
-        raise EncoderError(f"texture runs on the CPU, not on {device}; use device auto or cpu")
-    if precision != "float32":
-        raise EncoderError(f"texture gives float32, not {precision}; leave the precision out")
-    for name, value in (("batch_size", batch_size), ("threads", threads)):
-        if value is not None and value < 1:
-            raise OptionError(f"{name} is {value}; it must be 1 or more")
-    return TextureEncoder(
-        batch_size=_BATCH_SIZE if batch_size is None else batch_size,
-        threads=_available_cores() if threads is None else threads,
+    size, n_threads = settle(
+        "texture",
+        weights=weights,
+        device=device,
+        batch_size=batch_size,
+        threads=threads,
+        precision=precision,
     )
-
-
-def _available_cores() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return TextureEncoder(batch_size=size, threads=n_threads)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from histostore.encoders.architectures import blueprint
-from histostore.encoders.base import EncoderIdentity
+from histostore.encoders.base import EncoderIdentity, check_patches
 from histostore.encoders.pixels import affine, resize
 from histostore.encoders.weights import digest, load_strictly, read_state
 from histostore.errors import EncoderError, OptionError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from histostore.encoders.blueprints import Blueprint
     from histostore.encoders.cards import EncoderCard
 
-__all__ = ["TorchEncoder", "load"]
+__all__ = ["TorchEncoder", "load", "place_of"]
 
 _PROBE_PX = 64
 _RANDOM = "random:"
@@ -200,9 +200,7 @@ def load(
     EncoderError
         If the device is absent, or the weights cannot be had or do not fit.
     """
-    place = _device(device)
-    if precision == "float16" and place.type == "cpu":
-        raise OptionError("float16 needs a GPU; on a CPU use float32 or bfloat16")
+    place = place_of(device, precision)
     torch.set_num_threads(threads)
     seed = _seed(weights)
     with _forked_random_state(seed):
@@ -241,6 +239,22 @@ def _preprocessing(plan: Blueprint, card: EncoderCard) -> dict[str, Any]:
     return document
 
 
+def place_of(name: str, precision: str) -> torch.device:
+    """Find a device by name, and see that it can compute in this precision.
+
+    Raises
+    ------
+    EncoderError
+        If it is absent.
+    OptionError
+        If it cannot.
+    """
+    place = _device(name)
+    if precision == "float16" and place.type == "cpu":
+        raise OptionError("float16 needs a GPU; on a CPU use float32 or bfloat16")
+    return place
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -274,14 +288,8 @@ def _forked_random_state(seed: int | None) -> Iterator[None]:
 
 
 def _check(patches: NDArray[np.uint8], smallest_px: int) -> None:
-    shape: tuple[int, ...] = getattr(patches, "shape", ())
-    dtype = getattr(patches, "dtype", None)
-    square = len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3
-    if dtype != np.uint8 or not square:
+    check_patches(patches)
+    if patches.shape[1] < smallest_px:
         raise EncoderError(
-            f"patches are {dtype} {shape}; an encoder wants uint8 (patch, y, x, 3), square"
-        )
-    if shape[1] < smallest_px:
-        raise EncoderError(
-            f"patches of {shape[1]} px; this encoder needs {smallest_px} px at least"
+            f"patches of {patches.shape[1]} px; this encoder needs {smallest_px} px at least"
         )

@@ -1,15 +1,19 @@
-"""What a feature set holds, as plain values for people and programs."""
+"""What a store and its feature sets hold, as plain values, and as a notebook shows them."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from histostore.errors import HistostoreError
+from histostore.showing import html_card, html_table
+
 if TYPE_CHECKING:
     from histostore.store.features import FeatureSet
+    from histostore.store.reader import Store
     from histostore.store.record import Record
 
-__all__ = ["describe", "list_images"]
+__all__ = ["describe", "features_html", "list_images", "store_html"]
 
 
 def describe(features: FeatureSet) -> dict[str, Any]:
@@ -71,3 +75,46 @@ def list_images(features: FeatureSet) -> list[dict[str, Any]]:
         }
         for image_id, (record, bounds) in places.items()
     ]
+
+
+def features_html(features: FeatureSet) -> str:
+    """Draw a feature set for a notebook."""
+    spec = features.spec
+    grid = spec.grid
+    size = f"{grid.patch_size} px" + (f" at {grid.mpp:g} µm/px" if grid.mpp else "")
+    stain = spec.stain if isinstance(spec.stain, str) else spec.stain.to_json()["method"]
+    facts = {
+        "store": features.backend.url,
+        "encoder": spec.encoder.name,
+        "images": len(features.image_ids),
+        "patches": _n_patches(features),
+        "embedding": f"{spec.n_features:,} × {spec.dtype}",
+        "patch": size,
+        "stain": None if stain == "none" else stain,
+        "views": features.augmentations,
+        "fragments": len(features.fragments),
+    }
+    return html_card("FeatureSet", features.name, facts)
+
+
+def store_html(store: Store) -> str:
+    """Draw a store for a notebook; a feature set that cannot be read says why."""
+    rows = []
+    for name in store:
+        row: dict[str, Any] = {"feature set": name, "encoder": "", "images": None, "patches": None}
+        row |= {"features": None, "views": ""}
+        try:
+            features = store[name]
+        except HistostoreError as error:
+            rows.append({**row, "encoder": str(error)})
+            continue
+        row |= {"encoder": features.spec.encoder.name, "images": len(features.image_ids)}
+        row |= {"patches": _n_patches(features), "features": features.spec.n_features}
+        rows.append({**row, "views": ", ".join(features.augmentations)})
+    return html_card("Store", store.url, {"feature sets": len(rows)}, [html_table(rows)])
+
+
+def _n_patches(features: FeatureSet) -> int:
+    """Count the patches of all images, in whatever views."""
+    rows = {image: where.stop - where.start for (image, _), (_, where) in features.index.items()}
+    return sum(rows.values())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from histostore.errors import CorruptError, FormatError, NotFound, OptionError
 from histostore.files import Source
+from histostore.store.describe import features_html
 from histostore.store.layout import build_path, builds_folder, fragments_folder, metadata_path
 from histostore.store.layout import fragment_folder as folder_of
 from histostore.store.loading import Bag, Loaded, load_array, plan_load
@@ -55,6 +56,9 @@ class FeatureSet:
             f"<FeatureSet {self.name}: {len(self.image_ids)} images, "
             f"{len(self.fragments)} fragments at {self._backend.url}>"
         )
+
+    def _repr_html_(self) -> str:
+        return features_html(self)
 
     @property
     def backend(self) -> Backend:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from histostore.errors import Ambiguous, FormatError, NotFound, OptionError
 from histostore.spec import FeatureSpec
 from histostore.store.backend import open_backend
+from histostore.store.describe import store_html
 from histostore.store.features import FeatureSet
 from histostore.store.layout import metadata_path
 from histostore.store.record import check_format
@@ -130,6 +131,9 @@ class Store(Mapping[str, FeatureSet]):
 
     def __repr__(self) -> str:
         return f"<Store {self.url}: {', '.join(self) or 'no feature set'}>"
+
+    def _repr_html_(self) -> str:
+        return store_html(self)
 
     @property
     def url(self) -> str:

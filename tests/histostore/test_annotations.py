@@ -245,7 +245,39 @@ def test_a_build_takes_the_patches_that_are_given(tmp_path):
     assert features.bag("i1").coords.tolist() == [[0, 0], [32, 0]]
     listed = call("histostore", "ls", tmp_path / "store", "--json").json
     assert [row["flags"] for row in listed] == [GIVEN_COORDINATES, ANNOTATED]
+    other = call("histostore", "build", table, tmp_path / "store", *words, "--json").json
+    assert other["changed"] == []
     (tmp_path / "c.csv").write_text("x,y\n400,30\n")
     done = call("histostore", "build", table, tmp_path / "other", *words)
     assert done.code == 3
     assert "c.csv: 1 of 1 patches begin outside the image of 96×64 px" in done.out
+
+
+def test_places_that_changed_are_reported_and_embedded_again_on_request(tmp_path):
+    (tmp_path / "c.csv").write_text("x,y\n40,30\n")
+    (tmp_path / "a.geojson").write_bytes(geojson(ring(0, 0, 50, 40)))
+    table = given_cohort(tmp_path, coordinates=["c.csv", ""], annotations=["", "a.geojson"])
+    words = ("build", table, tmp_path / "store", "--patch-size", "32", "--tissue", "none")
+    words += ("--threads", "1", "--json")
+
+    def places():
+        (features,) = histostore.open(str(tmp_path / "store")).values()
+        return [features.bag(name).coords.tolist() for name in ("i0", "i1")]
+
+    assert call("histostore", *words).json["changed"] == []
+    before = places()
+    for name, text in (("c.csv", b"x,y\n1,2\n3,4\n"), ("a.geojson", geojson(ring(0, 0, 30, 30)))):
+        (tmp_path / name).write_bytes(text)
+    # of a part of the cohort too, whose sources are looked up alike
+    assert call("histostore", *words, "--limit", "1").json["changed"] == ["i0"]
+    told = call("histostore", *words)
+    assert told.json["changed"] == ["i0", "i1"]
+    assert places() == before
+    done = call("histostore", *words, "--reembed-changed").json
+    assert (done["changed"], done["n_reembedded"]) == ([], 2)
+    assert places() == [[[1, 2], [3, 4]], [[0, 0]]]
+    assert call("histostore", *words).json["changed"] == []
+    # a cohort without the column lets the grid decide, and that is a change as well
+    plain = write_table(table.with_name("plain.csv"), [{"image_id": "i0", "path": "images/0.png"}])
+    without = ("build", plain, *words[2:])
+    assert call("histostore", *without).json["changed"] == ["i0"]

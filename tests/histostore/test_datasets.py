@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from histostore.cohort import Cohort
-from histostore.datasets import bach, breakhis, folder, lymphoma, write_cohort
+from histostore.datasets import bach, breakhis, folder, lymphoma, nct_crc, write_cohort
 from histostore.errors import CohortError, OptionError, StorageError
 from histostore.labels import map_labels, parse_label_map
 from tests.commands import call
@@ -61,7 +61,7 @@ def test_a_folder_written_as_a_table_is_a_cohort(names, tmp_path_factory):
     assert sorted(cohort.urls) == sorted(f"{root}/{name}" for name in files)
 
 
-@pytest.mark.parametrize("read", [folder, breakhis, bach, lymphoma])
+@pytest.mark.parametrize("read", [folder, breakhis, bach, lymphoma, nct_crc])
 def test_an_absent_or_empty_folder_is_refused(read, tmp_path):
     with pytest.raises(CohortError, match="there is no such folder"):
         read(tmp_path / "absent")
@@ -81,6 +81,127 @@ def test_a_layout_without_classes_is_refused_with_every_finding(tmp_path):
         "2.png lies in no class folder",
         "folder 'b' holds no image, but .czi",
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "label"),
+    [
+        (["train/a/1.png", "Val/b/2.png", "TEST/a/deep/3.png"], "train validation test", "a b a"),
+        (
+            ["a/train/1.png", "b/validation/2.png", "b/testing/3.png"],
+            "train validation test",
+            "abb",
+        ),
+        (["test/a/1.png", "test/b/2.png"], "test test", "a b"),
+    ],
+)
+def test_folders_called_as_parts_of_a_split_become_a_column(names, split, label, tmp_path):
+    frame = folder(plant(tmp_path, *names)).set_index("path")
+    rows = frame.loc[[f"{tmp_path}/{name}" for name in names]]
+    assert rows["split"].tolist() == split.split()
+    assert rows["label"].tolist() == list(label.replace(" ", ""))
+    cohort = Cohort.read(write_cohort(frame.reset_index(), tmp_path / "c.csv"))
+    assert cohort.has("split")
+    assert len(set(cohort.image_ids)) == len(names)
+
+
+def test_a_class_may_be_called_as_a_part_of_a_split(tmp_path):
+    frame = folder(plant(tmp_path, "control/1.png", "test/train/2.png"))
+    assert frame["label"].tolist() == ["control", "test"]
+    assert "split" not in frame
+
+
+@pytest.mark.parametrize(
+    ("names", "problems"),
+    [
+        (["train/a/1.png", "test/2.png"], ["test/2.png lies in no class folder"]),
+        (
+            ["train/a/1.png", "test/a/1.png", "extra/a/1.png"],
+            ["folders test, train lie beside extra: move those elsewhere"],
+        ),
+        (
+            ["NCT-CRC-HE-100K/ADI/1.tif", "NCT-CRC-HE-100K/TUM/1.tif", "CRC-VAL-HE-7K/ADI/1.tif"],
+            [
+                "CRC-VAL-HE-7K, NCT-CRC-HE-100K: in it lie ADI, TUM, which are the classes of "
+                "NCT-CRC-HE; histostore cohort nct-crc reads it"
+            ],
+        ),
+        (
+            ["tiles/01_TUMOR/1.tif", "tiles/08_EMPTY/2.tif", "large/3.tif"],
+            [
+                "large, tiles: in it lie 01_TUMOR, 08_EMPTY, which are the classes of Kather 2016; "
+                "give the folder that holds them"
+            ],
+        ),
+        (
+            ["ADI-AAAAAAAB.tif", "TUM-TCGA-AAAAAAAB.tif"],
+            [
+                "ADI-AAAAAAAB.tif lies in no class folder, but is called as in NCT-CRC-HE; "
+                "histostore cohort nct-crc reads it"
+            ],
+        ),
+    ],
+)
+def test_folders_that_cannot_be_the_classes_are_refused(names, problems, tmp_path):
+    with pytest.raises(CohortError) as caught:
+        folder(plant(tmp_path, *names))
+    assert list(caught.value.problems) == problems
+
+
+def test_tiles_in_a_folder_of_their_slide_keep_their_class(tmp_path):
+    names = [f"{label}/s{n}/s{n}_{label}.png" for label in ("normal", "tumour") for n in (1, 2)]
+    assert folder(plant(tmp_path, *names))["label"].value_counts().tolist() == [2, 2]
+    one = folder(plant(tmp_path / "01", *(f"01_TUMOR/{name}.tif" for name in "ab")))
+    assert set(one["label"]) == {"01_TUMOR"}
+
+
+# NCT-CRC-HE ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("above", ["", "{}/", "set/{}/"])
+def test_nct_is_read_by_its_names_wherever_they_lie(above, tmp_path):
+    labels = ("ADI", "NORM", "TUM")
+    plant(tmp_path, *(f"{above.format(label)}{label}-AAAMHQMK.tif" for label in labels))
+    frame = nct_crc(tmp_path)
+    assert sorted(frame["label"]) == sorted(labels)
+    assert set(frame["mpp"]) == {"0.5"}
+    assert "split" not in frame
+    assert len(Cohort.read(write_cohort(frame, tmp_path / "c.csv"))) == 3
+
+
+def test_both_sets_beside_each_other_are_train_and_test(tmp_path):
+    plant(
+        tmp_path, "NCT-CRC-HE-100K/ADI/ADI-AAAMHQMK.tif", "CRC-VAL-HE-7K/ADI/ADI-TCGA-AAICEQFN.tif"
+    )
+    frame = nct_crc(tmp_path)
+    assert frame["split"].tolist() == ["test", "train"]
+    assert frame["image_id"].tolist()[0] == "CRC-VAL-HE-7K/ADI/ADI-TCGA-AAICEQFN"
+
+
+def test_what_contradicts_itself_is_no_nct(tmp_path):
+    plant(
+        tmp_path,
+        "NCT-CRC-HE-100K/ADI/TUM-AAAMHQMK.tif",
+        "NCT-CRC-HE-100K-NONORM/ADI/ADI-AAAMHQMK.tif",
+        "CRC-VAL-HE-7K/x/ADI-1.tif",
+    )
+    with pytest.raises(CohortError) as caught:
+        nct_crc(tmp_path)
+    assert [text.partition(":")[0] for text in caught.value.problems] == [
+        "CRC-VAL-HE-7K/x/ADI-1.tif",
+        "NCT-CRC-HE-100K/ADI/TUM-AAAMHQMK.tif",
+        "NCT-CRC-HE-100K with and without -NONORM",
+    ]
+
+
+@pytest.mark.real
+def test_the_real_nct_sample(real_data, tmp_path):
+    table = tmp_path / "c.csv"
+    done = call(
+        "histostore", "cohort", "nct-crc", real_data / "nct-crc-sample", "-o", table, "--json"
+    )
+    assert done.json["n_images"] == len(done.json["labels"]) == 9
+    assert set(Cohort.read(table).mpp) == {0.5}
 
 
 def test_lymphoma_wants_its_three_folders(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,3 +49,16 @@ def test_a_changed_source_is_reported_and_a_moved_one_is_not():
     plan = plan_build(["a", "b", "c"], done, ("identity",), sources=now, recorded=then)
     assert plan.changed == ("b", "c")
     assert plan.units == ()
+
+
+@given(*[st.one_of(st.none(), st.tuples(st.integers(0, 2), st.sampled_from("12")))] * 2)
+def test_another_version_of_the_file_that_places_patches_is_a_change(then, now):
+    def source(version):
+        image = Source(url="a.png", size=1, version="1")
+        if version is None:
+            return image
+        return image.placed_by(Source(url="a.csv", size=version[0], version=version[1]))
+
+    document = json.loads(json.dumps(source(then).to_json()))
+    assert Source.from_json(document) == source(then)
+    assert source(now).differs(document) == (now != then)

@@ -77,3 +77,17 @@ def test_a_change_of_file_alone_does_not_move_given_places(built, tmp_path):
     [outcome] = repair(url, EncoderOptions(threads=1), cohort=again, accept_changed=True).outcomes
     assert not outcome.kept, outcome
     assert rows_of(url) == before
+
+
+def test_places_that_changed_or_are_not_given_are_not_taken_for_the_old_ones(built, tmp_path):
+    url, cohort = built
+    damage(url, "*/fragments/*/embedding/c.0.0.0")
+    [outcome] = repair(url, EncoderOptions(threads=1)).outcomes
+    assert "give the cohort" in outcome.kept
+    (tmp_path / "0.csv").write_text("x,y\n3,5\n31,7\n50,29\n")
+    again = Cohort.read(cohort.url)
+    [outcome] = repair(url, EncoderOptions(threads=1), cohort=again).outcomes
+    assert outcome.kept.endswith(f"has changed: {tmp_path}/0.csv")
+    [outcome] = repair(url, EncoderOptions(threads=1), cohort=again, accept_changed=True).outcomes
+    assert not outcome.kept
+    assert rows_of(url)[1][:3] == [[3, 5], [31, 7], [50, 29]]
