@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Fold", "Split"]
+__all__ = ["VALIDATION_SHARE", "Fold", "Split"]
 
 VALIDATION_SHARE = 0.125
 """Share of the images outside the test part that validates."""
@@ -83,6 +83,8 @@ class Split:
     """Decides the shuffling."""
     validation_share: float = VALIDATION_SHARE
     """Share of the images outside the test part that validates."""
+    column: str | None = None
+    """The cohort's column that holds the parts, of method ``column``."""
 
     def __post_init__(self) -> None:
         patients = np.unique(np.asarray(self.patient_ids, dtype=object).astype(str))
@@ -121,7 +123,8 @@ class Split:
     def to_json(self) -> dict[str, object]:
         """Describe the split as a run records it."""
         told = ("method", "n_folds", "repeats", "seed", "validation_share")
-        return {"digest": self.digest, **{name: getattr(self, name) for name in told}}
+        column = {"column": self.column} if self.column is not None else {}
+        return {"digest": self.digest, **{name: getattr(self, name) for name in told}, **column}
 
     @classmethod
     def k_fold(
@@ -158,7 +161,7 @@ class Split:
         ------
         SplitError
             If there is one class only, fewer patients than folds, a class with fewer images
-            than folds, or a class that a fold would leave nothing of to train on.
+            than folds, a class that a fold would leave nothing of to train on, or a seed below 0.
 
         Examples
         --------
@@ -170,7 +173,7 @@ class Split:
         cohort.check_folds(n_folds, repeats)
         folds = []
         for repeat in range(repeats):
-            rng = np.random.default_rng([seed, repeat])
+            rng = _generator(seed, repeat)
             dealt = cohort.deal(np.full(n_folds, 1 / n_folds), rng)
             for k in range(n_folds):
                 test = dealt[cohort.patients] == k
@@ -203,7 +206,7 @@ class Split:
         """
         cohort = Patients.of(labels, patient_ids)
         cohort.check_folds(2, 1)
-        rng = np.random.default_rng([seed, 0])
+        rng = _generator(seed)
         folds = [
             _fold(cohort, number, cohort.patients == number, validation_share, rng, name=str(name))
             for number, name in enumerate(cohort.patient_names)
@@ -228,6 +231,7 @@ class Split:
         *,
         image_ids: Sequence[str] | None = None,
         validation_share: float = VALIDATION_SHARE,
+        column: str | None = None,
     ) -> Split:
         """Take the parts from a cohort's column, as one fold.
 
@@ -239,6 +243,8 @@ class Split:
             :meth:`k_fold`.
         labels, patient_ids, seed, image_ids, validation_share
             As for :meth:`k_fold`.
+        column
+            What the column is called, for the record.
 
         Raises
         ------
@@ -257,7 +263,7 @@ class Split:
         validation = role == "validation"
         if not validation.any():
             # Any leak between train and test is found by the constructor below.
-            rng = np.random.default_rng([seed, 0])
+            rng = _generator(seed)
             validation = cohort.set_aside(role == "train", validation_share, rng)
         train = (role == "train") & ~validation
         fold = Fold(
@@ -275,7 +281,16 @@ class Split:
             n_folds=1,
             seed=seed,
             validation_share=validation_share,
+            column=column,
         )
+
+
+def _generator(seed: int, repeat: int = 0) -> np.random.Generator:
+    """Make the randomness of one dealing."""
+    if seed < 0:
+        msg = f"split seed is {seed}: give a whole number of at least 0"
+        raise SplitError(msg)
+    return np.random.default_rng([seed, repeat])
 
 
 def _fold(

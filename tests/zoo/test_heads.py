@@ -363,3 +363,22 @@ def test_musk1_is_learnt_about_as_well_as_published(real_data):
         head = spec("gated-mil").fit(bags[fold != k])
         guess[fold == k] = head.predict_proba(bags[fold == k]).argmax(axis=1)
     assert np.mean(guess == bags.labels) > 0.78  # published: 0.900 ± 0.050 over ten folds
+
+
+def test_trees_use_no_more_threads_than_they_are_told(monkeypatch):
+    head = quick("lightgbm")
+    asked = []
+    predict = type(head.booster).predict
+
+    def watched(self, *args, **options):
+        asked.append(options["num_threads"])
+        return predict(self, *args, **options)
+
+    monkeypatch.setattr(type(head.booster), "predict", watched)
+    for told, wanted in (("1", 1), (None, 1)):
+        if told is None:
+            monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        else:
+            monkeypatch.setenv("OMP_NUM_THREADS", told)
+        head.predict_proba(toy_bags(4))
+        assert asked[-1] == wanted

@@ -182,6 +182,18 @@ def test_a_bag_longer_than_the_landmarks_has_the_same_prediction_alone():
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
+def test_a_transformer_sees_no_patch_that_dropout_left_out():
+    # Dropped patches leave holes in the mask, not only padding at its end.
+    module = spec("transmil", hidden=16).build(4, 2).eval()
+    x = torch.randn(3, 11, 4, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(3, 11, dtype=torch.bool)
+    mask[0, [0, 3, 7]] = mask[1, 2:] = mask[2, ::2] = False
+    with torch.inference_mode():
+        for bag, kept, found in zip(x, mask, module(x, mask), strict=True):
+            alone = module(bag[kept][None], kept[kept][None])[0]
+            torch.testing.assert_close(found, alone)
+
+
 def test_heads_that_must_divide_the_width_say_so():
     with pytest.raises(RecipeError, match="does not divide hidden"):
         spec("attention-pool", hidden=30, n_heads=8).build(6, 2)

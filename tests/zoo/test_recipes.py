@@ -33,6 +33,11 @@ def test_the_presets_are_those_of_the_reports():
     assert (focal.focal_gamma, focal.class_weights, focal.optimiser) == (2.0, "none", "lion")
     assert focal.lr < recipe().lr
     assert focal.weight_decay > recipe().weight_decay
+    ilse = recipe("ilse")
+    assert (ilse.optimiser, ilse.lr, ilse.weight_decay) == ("sgd", 5e-4, 5e-3)
+    assert (ilse.epochs, ilse.batch_size, ilse.schedule) == (100, 1, "none")
+    assert ilse.gradient_clip is None
+    assert not ilse.needs_validation
     assert all(about for _, about in known_recipes())
 
 

@@ -201,3 +201,5 @@ def test_unknown_parts_doubled_images_and_shares_out_of_range_are_refused():
         Split.k_fold(labels, patients, 2, image_ids=["same"] * 8)
     with pytest.raises(SplitError, match=r"share 1\.0"):
         Split.k_fold(labels, patients, 2, validation_share=1.0)
+    with pytest.raises(SplitError, match="split seed is -1: give a whole number of at least 0"):
+        Split.k_fold(labels, patients, 2, seed=-1)

@@ -221,3 +221,18 @@ def test_intervals_hold_as_many_events_each():
     assert counts.max() - counts.min() <= 2
     tied = np.array([[1.0, 1.0]] * 9 + [[4.0, 0.0]])
     assert Task.of("survival", "t,e", loss="hazards").learn(tied).ends == (1.0, 4.0)
+
+
+def test_the_coefficients_of_another_library_are_where_cox_is_flat():
+    linear_model = pytest.importorskip("sksurv.linear_model")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(120, 3))
+    # Whole months, so that many events have one time.
+    died = np.ceil(10 * rng.exponential(np.exp(-x @ [1.0, -0.5, 0.0])))
+    left = np.ceil(10 * rng.exponential(2.0, size=120))
+    truth = np.stack([np.minimum(died, left), died <= left], axis=1)
+    wanted = np.array([*zip(truth[:, 1] > 0, truth[:, 0], strict=True)], dtype="?,f8")
+    fitted = linear_model.CoxPHSurvivalAnalysis(ties="breslow", tol=1e-12).fit(x, wanted)
+    weights = torch.tensor(fitted.coef_[:, None], requires_grad=True)
+    cox(torch.from_numpy(x) @ weights, torch.from_numpy(truth)).backward()
+    assert weights.grad.abs().max().item() < 1e-8

@@ -173,3 +173,20 @@ def test_intervals_hold_the_value_and_differences_change_sign(task):
 def test_what_cannot_be_scored_is_refused(task, truth, told):
     with pytest.raises(OptionError):
         make_scorer(task, truth, told)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_c_indices_agree_with_scikit_survival(seed):
+    oracle = pytest.importorskip("sksurv.metrics")
+    rng = np.random.default_rng(seed)
+    risk = rng.normal(size=80).round(1)  # some are equal
+    died = rng.exponential(np.exp(-risk)) + 0.01
+    left = rng.exponential(1.5, size=80)
+    truth = np.stack([np.minimum(died, left), died <= left], axis=1)
+    truth[truth[:, 0].argmax(), 1] = 1  # after the last censoring all is known: no weight is lost
+    wanted = np.array([*zip(truth[:, 1] > 0, truth[:, 0], strict=True)], dtype="?,f8")
+    found = evaluate(truth, risk[:, None], SURVIVAL)
+    harrell = oracle.concordance_index_censored(wanted["f0"], wanted["f1"], risk)[0]
+    uno = oracle.concordance_index_ipcw(wanted, wanted, risk)[0]
+    assert found["c_index"] == pytest.approx(harrell)
+    assert found["c_index_ipcw"] == pytest.approx(uno)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,9 +12,9 @@ from histostore.errors import MissingExtra
 from zoo.errors import RunError
 from zoo.heads import storage
 from zoo.heads.base import Head
-from zoo.heads.pooled import STATISTICS, EstimatorSpec, bag_weights, pool_bags, score_row
+from zoo.heads.pooled import STATISTICS, Common, EstimatorSpec, bag_weights, pool_bags
 from zoo.settings import names, number, whole
-from zoo.training.threads import available
+from zoo.training.threads import limited
 
 if TYPE_CHECKING:
     import os
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from zoo.bags import Bags
-    from zoo.recipes import Recipe
     from zoo.tasks import Task
 
 __all__ = ["Boosted", "BoostedHead", "load"]
@@ -54,45 +52,28 @@ class Boosted(EstimatorSpec):
     bag_share: float = number(0.8, "share of the bags a tree sees", positive=True, high=1)
     l2: float = number(1.0, "L2 penalty of leaf values")
 
-    @property
-    def pooled(self) -> tuple[str, ...]:
-        """Names of the statistics."""
-        return self.statistics
-
-    def _fit(
-        self,
-        bags: Bags,
-        validation: Bags | None,
-        recipe: Recipe,
-        *,
-        seed: int,
-        device: str,
-        threads: int,
+    def _learn(
+        self, bags: Bags, columns: NDArray[np.float64], common: Common, *, threads: int
     ) -> BoostedHead:
-        del device
         lightgbm = _library()
-        task = bags.task.learn(bags.truth)
+        task = common["task"]
         present, wanted = _wanted(bags, task)
         table = lightgbm.Dataset(
-            pool_bags(bags, self.statistics),
+            columns,
             label=wanted,
-            weight=bag_weights(bags.labels, recipe),
+            weight=bag_weights(bags.labels, common["recipe"]),
             params={"verbosity": -1, "min_data_in_bin": 1},
         )
-        parameters = self._parameters(seed=seed, threads=threads) | _objective(task, len(present))
+        parameters = self._parameters(seed=common["seed"], threads=threads) | _objective(
+            task, len(present)
+        )
         booster = lightgbm.train(parameters, table, self.rounds)
-        head = BoostedHead(
-            spec=self,
-            recipe=recipe,
-            seed=seed,
-            classes=bags.classes,
-            n_features=bags.n_features,
+        return BoostedHead(
+            **common,
             model=booster.model_to_string(),
             present=tuple(int(label) for label in present),
             booster=booster,
-            task=task,
         )
-        return dataclasses.replace(head, history=(score_row(head, bags, validation),))
 
     def _parameters(self, *, seed: int, threads: int) -> dict[str, Any]:
         return {
@@ -151,7 +132,8 @@ class BoostedHead(Head):
 
     def _predict(self, bags: Bags) -> NDArray[np.float64]:
         columns = pool_bags(bags, self.spec.statistics)
-        found = self.booster.predict(columns, num_threads=available())
+        with limited() as threads:
+            found = self.booster.predict(columns, num_threads=threads)
         if self.task.kind == "regression":
             return self.task.decode(np.asarray(found, np.float64)[:, None])
         probabilities = np.zeros((len(bags), len(self.classes)))

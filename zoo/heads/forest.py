@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +10,7 @@ import numpy as np
 from zoo.errors import RunError
 from zoo.heads import storage
 from zoo.heads.base import Head
-from zoo.heads.pooled import STATISTICS, EstimatorSpec, bag_weights, pool_bags, score_row
+from zoo.heads.pooled import STATISTICS, Common, EstimatorSpec, bag_weights, pool_bags
 from zoo.settings import names, number, whole
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from zoo.bags import Bags
-    from zoo.recipes import Recipe
 
 __all__ = ["ExtraTrees", "ExtraTreesHead", "load"]
 
@@ -45,46 +43,25 @@ class ExtraTrees(EstimatorSpec):
         positive=True, high=1, optional=True,
     )  # fmt: skip
 
-    @property
-    def pooled(self) -> tuple[str, ...]:
-        """Names of the statistics."""
-        return self.statistics
-
-    def _fit(
-        self,
-        bags: Bags,
-        validation: Bags | None,
-        recipe: Recipe,
-        *,
-        seed: int,
-        device: str,
-        threads: int,
+    def _learn(
+        self, bags: Bags, columns: NDArray[np.float64], common: Common, *, threads: int
     ) -> ExtraTreesHead:
-        del device
         from sklearn.ensemble import ExtraTreesClassifier
 
         model = ExtraTreesClassifier(
             self.n_trees,
             min_samples_leaf=self.min_bags,
             max_features="sqrt" if self.column_share is None else self.column_share,
-            random_state=seed % 2**32,
+            random_state=common["seed"] % 2**32,
             n_jobs=threads,
         )
-        model.fit(
-            pool_bags(bags, self.statistics),
-            bags.labels,
-            sample_weight=bag_weights(bags.labels, recipe),
-        )
-        head = ExtraTreesHead(
-            spec=self,
-            recipe=recipe,
-            seed=seed,
-            classes=bags.classes,
-            n_features=bags.n_features,
+        weights = bag_weights(bags.labels, common["recipe"])
+        model.fit(columns, bags.labels, sample_weight=weights)
+        return ExtraTreesHead(
+            **common,
             trees=_joined([tree.tree_ for tree in model.estimators_]),
             present=model.classes_.astype(np.int64),
         )
-        return dataclasses.replace(head, history=(score_row(head, bags, validation),))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

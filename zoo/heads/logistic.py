@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,8 +10,8 @@ import numpy as np
 from zoo.errors import RecipeError
 from zoo.heads import storage
 from zoo.heads.base import Head, Standardiser
-from zoo.heads.pooled import STATISTICS, EstimatorSpec, bag_weights, pool_bags, score_row
-from zoo.settings import names, number, whole
+from zoo.heads.pooled import Common, EstimatorSpec, bag_weights, pool_bags
+from zoo.settings import number, whole
 
 if TYPE_CHECKING:
     import os
@@ -36,49 +35,28 @@ class Logistic(EstimatorSpec):
     name: ClassVar[str] = "logistic"
     tasks: ClassVar[tuple[str, ...]] = ("classification", "ordinal", "multi-label")
 
-    statistics: tuple[str, ...] = names(
-        ("mean", "sd"), "what describes a bag's patches", among=STATISTICS
-    )
     inverse_penalty: float = number(
         1.0, "scikit-learn's C on standardised columns; smaller is smoother", positive=True
     )
     max_iter: int = whole(5_000, "most iterations of the solver", low=1)
 
-    @property
-    def pooled(self) -> tuple[str, ...]:
-        """Names of the statistics."""
-        return self.statistics
-
-    def _fit(
-        self,
-        bags: Bags,
-        validation: Bags | None,
-        recipe: Recipe,
-        *,
-        seed: int,
-        device: str,
-        threads: int,
+    def _learn(
+        self, bags: Bags, columns: NDArray[np.float64], common: Common, *, threads: int
     ) -> LogisticHead:
-        del device, threads
-        columns = pool_bags(bags, self.statistics)
+        del threads
+        recipe = common["recipe"]
         standardiser = Standardiser.learn(columns)
         ready = standardiser(columns).astype(np.float64)
         if bags.task.kind == "classification":
             solved = self._solve(ready, bags.labels, recipe, len(bags.classes))
         else:
             solved = self._solve_each(ready, _questions(bags), recipe)
-        head = LogisticHead(
-            spec=self,
-            recipe=recipe,
-            seed=seed,
-            classes=bags.classes,
-            n_features=bags.n_features,
+        return LogisticHead(
+            **common,
             standardiser=standardiser,
             coefficients=solved[0],
             intercepts=solved[1],
-            task=bags.task,
         )
-        return dataclasses.replace(head, history=(score_row(head, bags, validation),))
 
     def _solve(
         self,

@@ -100,6 +100,7 @@ class PatchMean(MLPImproved):
     """
 
     name: ClassVar[str] = "patch-mean"
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
 
     pool: str = choice("probability", "fixed: patches are classified", among=("probability",))
 

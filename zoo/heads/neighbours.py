@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,8 +9,8 @@ import numpy as np
 
 from zoo.heads import storage
 from zoo.heads.base import Head, Standardiser
-from zoo.heads.pooled import STATISTICS, EstimatorSpec, bag_weights, pool_bags, score_row
-from zoo.settings import choice, names, whole
+from zoo.heads.pooled import Common, EstimatorSpec, bag_weights, pool_bags
+from zoo.settings import choice, whole
 
 if TYPE_CHECKING:
     import os
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from zoo.bags import Bags
-    from zoo.recipes import Recipe
 
 __all__ = ["Neighbours", "NeighboursHead", "load"]
 
@@ -34,44 +32,23 @@ class Neighbours(EstimatorSpec):
 
     name: ClassVar[str] = "knn"
 
-    statistics: tuple[str, ...] = names(
-        ("mean", "sd"), "what describes a bag's patches", among=STATISTICS
-    )
     n_neighbours: int = whole(10, "training bags that vote", low=1, high=100_000)
     metric: str = choice(
         "cosine", "how far two standardised descriptions are apart", among=("cosine", "euclidean")
     )
 
-    @property
-    def pooled(self) -> tuple[str, ...]:
-        """Names of the statistics."""
-        return self.statistics
-
-    def _fit(
-        self,
-        bags: Bags,
-        validation: Bags | None,
-        recipe: Recipe,
-        *,
-        seed: int,
-        device: str,
-        threads: int,
+    def _learn(
+        self, bags: Bags, columns: NDArray[np.float64], common: Common, *, threads: int
     ) -> NeighboursHead:
-        del device, threads
-        columns = pool_bags(bags, self.statistics)
+        del threads
         standardiser = Standardiser.learn(columns)
-        votes = np.eye(len(bags.classes))[bags.labels] * bag_weights(bags.labels, recipe)[:, None]
-        head = NeighboursHead(
-            spec=self,
-            recipe=recipe,
-            seed=seed,
-            classes=bags.classes,
-            n_features=bags.n_features,
+        weights = bag_weights(bags.labels, common["recipe"])
+        return NeighboursHead(
+            **common,
             standardiser=standardiser,
             columns=standardiser(columns),
-            votes=votes,
+            votes=np.eye(len(bags.classes))[bags.labels] * weights[:, None],
         )
-        return dataclasses.replace(head, history=(score_row(head, bags, validation),))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -13,15 +13,17 @@ one value per feature:
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
 from zoo.errors import RecipeError
 from zoo.heads.base import HeadSpec
 from zoo.metrics import accuracy, evaluate, headline, higher_is_better, macro_f1
+from zoo.settings import names
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,8 +31,9 @@ if TYPE_CHECKING:
     from zoo.bags import Bags
     from zoo.heads.base import Head
     from zoo.recipes import Recipe
+    from zoo.tasks import Task
 
-__all__ = ["STATISTICS", "EstimatorSpec", "bag_weights", "pool", "pool_bags", "score_row"]
+__all__ = ["STATISTICS", "Common", "EstimatorSpec", "bag_weights", "pool", "pool_bags"]
 
 STATISTICS = ("mean", "sd", "min", "max", "q10", "q25", "q50", "q75", "q90")
 """Names of the known statistics."""
@@ -107,14 +110,24 @@ def bag_weights(labels: NDArray[np.int64], recipe: Recipe) -> NDArray[np.float64
     return len(labels) / (np.count_nonzero(counts) * counts[labels])
 
 
+class Common(TypedDict):
+    """Fields of a :class:`~zoo.heads.base.Head` that say what was fitted, and how."""
+
+    spec: Any
+    recipe: Recipe
+    seed: int
+    classes: tuple[str, ...]
+    n_features: int
+    task: Task
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EstimatorSpec(HeadSpec):
     """Settings of a head that fits pooled statistics, without gradient steps on patches."""
 
-    @property
-    @abstractmethod
-    def pooled(self) -> tuple[str, ...]:
-        """Names of the statistics."""
+    statistics: tuple[str, ...] = names(
+        ("mean", "sd"), "what describes a bag's patches", among=STATISTICS
+    )
 
     def check_recipe(self, recipe: Recipe, *, has_validation: bool) -> None:
         """Refuse a recipe of which anything but ``class_weights`` would be ignored."""
@@ -127,6 +140,34 @@ class EstimatorSpec(HeadSpec):
                 "class_weights may be set",
                 problems=unfit,
             )
+
+    def _fit(
+        self,
+        bags: Bags,
+        validation: Bags | None,
+        recipe: Recipe,
+        *,
+        seed: int,
+        device: str,
+        threads: int,
+    ) -> Head:
+        del device  # estimators use the CPU
+        common = Common(
+            spec=self,
+            recipe=recipe,
+            seed=seed,
+            classes=bags.classes,
+            n_features=bags.n_features,
+            task=bags.task.learn(bags.truth),
+        )
+        head = self._learn(bags, pool_bags(bags, self.statistics), common, threads=threads)
+        return dataclasses.replace(head, history=(score_row(head, bags, validation),))
+
+    @abstractmethod
+    def _learn(
+        self, bags: Bags, columns: NDArray[np.float64], common: Common, *, threads: int
+    ) -> Head:
+        """Fit ``columns (bag, statistic · feature)`` of bags; ``common`` goes into the head."""
 
 
 def score_row(head: Head, bags: Bags, validation: Bags | None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +10,7 @@ import numpy as np
 from zoo.errors import SplitError
 from zoo.heads import storage
 from zoo.heads.base import Head, Standardiser
-from zoo.heads.pooled import STATISTICS, EstimatorSpec, bag_weights, pool_bags, score_row
+from zoo.heads.pooled import STATISTICS, Common, EstimatorSpec, bag_weights, pool_bags
 from zoo.settings import names, number
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from zoo.bags import Bags
-    from zoo.recipes import Recipe
 
 __all__ = ["SVM", "SVMHead", "load"]
 
@@ -47,44 +45,27 @@ class SVM(EstimatorSpec):
         None, "width of the kernel; none is 1 / columns", positive=True, high=1e9, optional=True
     )
 
-    @property
-    def pooled(self) -> tuple[str, ...]:
-        """Names of the statistics."""
-        return self.statistics
-
-    def _fit(
-        self,
-        bags: Bags,
-        validation: Bags | None,
-        recipe: Recipe,
-        *,
-        seed: int,
-        device: str,
-        threads: int,
+    def _learn(
+        self, bags: Bags, columns: NDArray[np.float64], common: Common, *, threads: int
     ) -> SVMHead:
-        del device, threads
-        columns = pool_bags(bags, self.statistics)
+        del threads
         standardiser = Standardiser.learn(columns)
-        x, weights = standardiser(columns).astype(np.float64), bag_weights(bags.labels, recipe)
+        x = standardiser(columns).astype(np.float64)
+        weights = bag_weights(bags.labels, common["recipe"])
         present, codes = np.unique(bags.labels, return_inverse=True)
         unseen = np.empty((len(bags), len(present)))
-        for train, test in _folds(codes, bags.patient_ids, seed):
+        for train, test in _folds(codes, bags.patient_ids, common["seed"]):
             machines = self._solve(x[train], codes[train], weights[train], len(present))
             unseen[test] = machines.decide(x[test])
         slopes, intercepts = _calibrate(unseen, codes, weights)
-        head = SVMHead(
-            spec=self,
-            recipe=recipe,
-            seed=seed,
-            classes=bags.classes,
-            n_features=bags.n_features,
+        return SVMHead(
+            **common,
             standardiser=standardiser,
             machines=self._solve(x, codes, weights, len(present)),
             slopes=slopes,
             intercepts=intercepts,
             present=present,
         )
-        return dataclasses.replace(head, history=(score_row(head, bags, validation),))
 
     def _solve(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -41,7 +40,7 @@ class TransMIL(TorchSpec):
       the landmarks approximate.
 
     - NOTE[DIFF] The paper trains with Lookahead over RAdam on single bags; here the recipe
-      decides, and bags of one length are computed together.
+      decides, and bags whose squares are of one size are computed together.
     """
 
     name: ClassVar[str] = "transmil"
@@ -75,20 +74,24 @@ class TransMILModule(BagModule):
         """Classify bags."""
         x, mask = layout.pad(self.project(rows))
         lengths = mask.sum(dim=1)
+        sides = lengths.sqrt().ceil().long()
+        # Patch dropout leaves holes, so real patches need not stand first.
+        real_first = mask.byte().argsort(dim=1, descending=True, stable=True)
         # The landmarks are means over stretches of the sequence, so padding would be seen: bags
-        # of one length go together, and nothing is padded.
+        # whose squares are of one size go together, and nothing is padded.
         tokens = x.new_zeros(len(x), x.shape[-1])
-        for length in sorted(set(lengths.tolist())):
-            which = (lengths == length).nonzero().squeeze(1)
-            tokens = tokens.index_copy(0, which, self._sequence(x[which, :length]))
+        for side in sorted(set(sides.tolist())):
+            which = (sides == side).nonzero()
+            place = torch.arange(side * side, device=x.device)
+            place = place - lengths[which] * (place >= lengths[which])
+            squares = x[which, real_first[which.squeeze(1)].gather(1, place)]
+            tokens = tokens.index_copy(0, which.squeeze(1), self._sequence(squares, side))
         logits: Tensor = self.classify(tokens)
         return logits
 
-    def _sequence(self, h: Tensor) -> Tensor:
-        """Give the class token after all layers; ``h (bag, patch, hidden)`` without padding."""
-        side = math.ceil(math.sqrt(h.shape[1]))
-        h = torch.cat([h, h[:, : side * side - h.shape[1]]], dim=1)
-        h = torch.cat([self.token.expand(len(h), -1, -1), h], dim=1)
+    def _sequence(self, squares: Tensor, side: int) -> Tensor:
+        """Give the class token after all layers; ``squares (bag, side², hidden)``."""
+        h = torch.cat([self.token.expand(len(squares), -1, -1), squares], dim=1)
         h = self.second(self.position(self.first(h), side))
         token: Tensor = self.norm(h)[:, 0]
         return token

@@ -14,7 +14,14 @@ import numpy as np
 from histostore.errors import OptionError, StorageError
 from histostore.files import public_url
 from zoo.errors import SplitError
-from zoo.fit import _digest, _document, _history, _predictions, _seeds, make_split
+from zoo.fit import (
+    chosen_seeds,
+    embedding_digest,
+    history_table,
+    make_split,
+    predictions_table,
+    run_document,
+)
 from zoo.jobs import Execution, Job, Task, run_jobs
 from zoo.metrics import headline, metric_names
 from zoo.recipes import Recipe
@@ -109,13 +116,13 @@ def tune(
     search = _settled(search or Search(), bags.task)
     given = default_space(head, recipe) if search.space is None else search.space
     space = read_space(given, head, recipe)
-    chosen = _seeds(seeds)
+    chosen = chosen_seeds(seeds)
     head.check_recipe(recipe, has_validation=all(len(fold.validation) for fold in split))
     inner = {fold.number: _inner(fold, bags, recipe, search, space) for fold in split}
-    document = _document(bags, split, head, recipe=recipe, seeds=chosen)
+    document = run_document(bags, split, head, recipe=recipe, seeds=chosen)
     document["tuning"] = _told(search, space)
     folder, execution = Path(out), execution or Execution()
-    unfinished = begin(folder, {**document, "embedding": _digest(bags)})
+    unfinished = begin(folder, {**document, "embedding": embedding_digest(bags)})
     (unfinished / "trials").mkdir(exist_ok=True)
     jobs = [Job(fold=fold, seed=seed) for fold in split for seed in chosen]
     meter = _Meter(unfinished=unfinished, jobs=jobs, trials=search.trials, outer=execution)
@@ -138,7 +145,9 @@ def tune(
     document["cohort"] |= bags.source.get("cohort", {})
     document["seconds"] = round(time.monotonic() - start, 3)
     _write_trials(folder / "trials.parquet", trials)
-    return write_run(folder, document, _predictions(bags, results), _history(results, bags.task))
+    return write_run(
+        folder, document, predictions_table(bags, results), history_table(results, bags.task)
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
