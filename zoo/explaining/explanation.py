@@ -18,7 +18,7 @@ from histostore.store import open_store
 from zoo.bags import Bags
 from zoo.blending.temperature import cooled
 from zoo.errors import RunError
-from zoo.explaining.importance import ATTENTION, Voice, Weighed, map_auroc, weigh
+from zoo.explaining.importance import ATTENTION, Voice, Weighed, boxes_of, map_auroc, weigh
 from zoo.panel import open_panel, weighted_mean, weighted_sd
 
 if TYPE_CHECKING:
@@ -91,9 +91,7 @@ class Explanation:
 
     def boxes(self) -> NDArray[np.int64]:
         """Give left, top, right, bottom of all patches inside the image, ``(patch, 4)``."""
-        x, y = self.coords.astype(np.int64).T
-        right = np.minimum(x + self.edge_px, self.width_px)
-        return np.stack([x, y, right, np.minimum(y + self.edge_px, self.height_px)], axis=1)
+        return boxes_of(self.coords, self.edge_px, self.width_px, self.height_px)
 
     def auroc(self, truth: pd.DataFrame) -> float:
         """Score the weights against patches that are known to carry the class.

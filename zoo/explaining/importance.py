@@ -31,6 +31,7 @@ __all__ = [
     "Voice",
     "Weighed",
     "agreement",
+    "boxes_of",
     "left_out_of",
     "map_auroc",
     "weigh",
@@ -99,6 +100,21 @@ class Weighed:
     agreement: float | None
     """Mean Spearman correlation of pairs of heads; None where it is undefined."""
     n_heads: int
+
+
+def boxes_of(
+    coords: NDArray[np.int32], edge_px: int, width_px: int, height_px: int
+) -> NDArray[np.int64]:
+    """Give left, top, right, bottom of patches inside an image, ``(patch, 4)``.
+
+    Examples
+    --------
+    >>> boxes_of(np.array([[8, 0]], np.int32), 8, width_px=12, height_px=20).tolist()
+    [[8, 0, 12, 8]]
+    """
+    x, y = coords.astype(np.int64).T
+    right, bottom = np.minimum(x + edge_px, width_px), np.minimum(y + edge_px, height_px)
+    return np.stack([x, y, right, bottom], axis=1)
 
 
 def weigh(voices: Sequence[Voice], predicted: int) -> Weighed:

@@ -31,7 +31,16 @@ if TYPE_CHECKING:
     from histostore.images.readers import Reader
     from zoo.explaining.explanation import Explanation
 
-__all__ = ["PANEL_PX", "draw", "value_map"]
+__all__ = [
+    "OPACITY",
+    "PANEL_PX",
+    "draw",
+    "marked",
+    "on_picture",
+    "overlay",
+    "thumbnail",
+    "value_map",
+]
 
 PANEL_PX = 640
 """Longest side of either picture of the image."""
@@ -40,7 +49,8 @@ _LEAST_COLUMN, _BAR_PX, _TILES = 460, 150, 5
 _FINE_PX = 7  # patches smaller than this on the picture have no outline of their own
 _MARK_PX = 12  # those that stand out are marked at this size at least
 _ROOMY_PX = 40  # from here on a number has its place inside the patch
-_OPACITY = 0.6
+OPACITY = 0.6
+"""Of the colours over the image."""
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 
 
@@ -64,8 +74,8 @@ def draw(told: Explanation, reader: Reader) -> Image.Image:
     ImageError
         If the image is damaged.
     """
-    pixels = _thumbnail(reader)
-    boxes = _on_picture(told, pixels)
+    pixels = thumbnail(reader)
+    boxes = on_picture(told.boxes(), told.width_px, told.height_px, pixels)
     is_attention = told.method == ATTENTION
     scale = choose_scale(told.value, diverging=not is_attention)
     top, bottom = standing_out(told.value, _TILES)
@@ -79,9 +89,9 @@ def draw(told: Explanation, reader: Reader) -> Image.Image:
     left, right = MARGIN, MARGIN + column + GAP
     _draw_head(page, told)
     at = MARGIN + head
-    page.paste(_marked(pixels, boxes, top, bottom, scale), left, at)
-    overlay, ground = _overlay(pixels, boxes, told.value, scale)
-    page.paste(overlay, right, at)
+    page.paste(marked(pixels, boxes, top, bottom, scale), left, at)
+    coloured, ground = overlay(pixels, boxes, told.value, scale)
+    page.paste(coloured, right, at)
     _draw_scale(page, told, left, at + pixels.shape[0] + 10, pixels.shape[1])
     bar_x = right + pixels.shape[1] + 20
     _draw_bar(page, told, scale, ground, box=(bar_x, at + 8, bar_x + 18, at + pixels.shape[0] - 8))
@@ -128,7 +138,8 @@ def value_map(
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
 
-def _thumbnail(reader: Reader) -> NDArray[np.uint8]:
+def thumbnail(reader: Reader) -> NDArray[np.uint8]:
+    """Give the image with :data:`PANEL_PX` along its longest side, ``(y, x, 3)``, uint8."""
     from PIL import Image
 
     pixels = reader.thumbnail(PANEL_PX)
@@ -139,14 +150,17 @@ def _thumbnail(reader: Reader) -> NDArray[np.uint8]:
     return pixels
 
 
-def _on_picture(told: Explanation, pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+def on_picture(
+    boxes: NDArray[np.int64], width_px: int, height_px: int, pixels: NDArray[np.uint8]
+) -> NDArray[np.int64]:
+    """Bring boxes ``(patch, 4)`` from level 0, of such a size, to a picture of the image."""
     height, width = pixels.shape[:2]
-    share = np.array([width / told.width_px, height / told.height_px] * 2)
-    corners: NDArray[np.int64] = np.rint(told.boxes() * share).astype(np.int64)
+    share = np.array([width / width_px, height / height_px] * 2)
+    corners: NDArray[np.int64] = np.rint(boxes * share).astype(np.int64)
     return corners
 
 
-def _overlay(
+def overlay(
     pixels: NDArray[np.uint8],
     boxes: NDArray[np.int64],
     value: NDArray[np.float64],
@@ -161,7 +175,7 @@ def _overlay(
     covered = np.isfinite(values)
     shown = np.repeat((255 - (255 - grey) * 0.45)[..., None], 3, axis=2)
     colours = scale.colours(values[covered])
-    shown[covered] = _OPACITY * colours + (1 - _OPACITY) * grey[covered, None]
+    shown[covered] = OPACITY * colours + (1 - OPACITY) * grey[covered, None]
     picture = Image.fromarray(np.rint(shown).astype(np.uint8))
     if int((boxes[:, 2] - boxes[:, 0]).max()) >= _FINE_PX:
         draw = ImageDraw.Draw(picture, "RGBA")
@@ -171,7 +185,7 @@ def _overlay(
     return picture, float(grey[covered].mean())
 
 
-def _marked(
+def marked(
     pixels: NDArray[np.uint8],
     boxes: NDArray[np.int64],
     top: NDArray[np.int64],
@@ -257,7 +271,7 @@ def _draw_bar(
     """Draw the colour bar, in the colours as they look over the image's mean grey."""
     left, top, right, bottom = box
     values = np.linspace(scale.high, scale.low, bottom - top)
-    column = _OPACITY * scale.colours(values).astype(np.float64) + (1 - _OPACITY) * ground
+    column = OPACITY * scale.colours(values).astype(np.float64) + (1 - OPACITY) * ground
     page.pixels(np.repeat(column[:, None], right - left, axis=1), left, top)
     page.frame(left, top, right, bottom)
     for value in scale.ticks():
