@@ -13,7 +13,7 @@ from zoo.metrics import ECE_BINS
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Bin", "BrierParts", "Reliability", "brier_parts", "reliability"]
+__all__ = ["Bin", "BrierParts", "Reliability", "brier_parts", "chance_error", "reliability"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,6 +227,62 @@ def brier_parts(y_true: ArrayLike, prob: ArrayLike, *, n_bins: int = ECE_BINS) -
         uncertainty=uncertainty,
         within=brier - (gap - resolution + uncertainty),
     )
+
+
+def chance_error(
+    prob: ArrayLike,
+    *,
+    of_class: int | None = None,
+    n_bins: int = ECE_BINS,
+    n_draws: int = 500,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Say how large a calibration error chance alone makes, were probabilities perfectly right.
+
+    Few images in many bins are never where they should be. Outcomes are drawn from the
+    probabilities themselves (consistency resampling, Bröcker & Smith 2007), independently.
+
+    Parameters
+    ----------
+    prob
+        Probabilities, ``(image, class)``.
+    of_class, n_bins
+        As of :func:`reliability`.
+    n_draws, seed
+        How often outcomes are drawn, and what decides them.
+    level
+        Share of draws below the second number.
+
+    Returns
+    -------
+    mean, high
+        Mean over draws, and what it exceeds in one of twenty.
+
+    Examples
+    --------
+    >>> mean, high = chance_error(np.full((100, 2), 0.5))
+    >>> 0.03 < mean < 0.05 and 0.08 < high < 0.12
+    True
+    """
+    scores = np.asarray(prob, dtype=np.float64)
+    said = scores.max(axis=1) if of_class is None else scores[:, of_class]
+    place = _bin_of(said, np.linspace(0.0, 1.0, n_bins + 1))
+    rng = np.random.default_rng(seed)
+    member = np.eye(n_bins)[place]
+    drawn = np.concatenate(
+        [
+            np.abs(((rng.random((size, len(said))) < said) - said) @ member).sum(axis=1)
+            for size in _sizes(n_draws, max(1, 2_000_000 // len(said)))
+        ]
+    )
+    errors = drawn / len(said)
+    return float(errors.mean()), float(np.quantile(errors, level))
+
+
+def _sizes(total: int, most: int) -> list[int]:
+    """Cut a number into parts."""
+    return [min(most, total - start) for start in range(0, total, most)]
 
 
 def _checked(y_true: ArrayLike, prob: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

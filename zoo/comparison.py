@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from histostore.errors import OptionError
 from zoo.contrasts import Contrast, against_best, over_folds
 from zoo.errors import RunError
 from zoo.labels import named
@@ -16,12 +19,27 @@ from zoo.tasks import Task
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from zoo.predictions import Predictions
     from zoo.significance import Friedman
 
-__all__ = ["Comparison", "Row", "compare"]
+__all__ = [
+    "PIXELS",
+    "SEVERAL",
+    "Comparison",
+    "Row",
+    "check_metric",
+    "compare",
+    "feature_sets",
+    "group_name",
+]
+
+PIXELS = "pixels"
+"""Group of the runs that were trained on pixels, and know no feature set."""
+
+SEVERAL = "several feature sets"
+"""Group of the ensembles whose members differ in feature set."""
 
 _COMPARED = {"classification": ("macro_f1", "accuracy", "auroc")}
 """Metrics in the table; the first three of other tasks."""
@@ -40,7 +58,7 @@ class Row:
     recipe: str
     """Its recipe; nothing for an ensemble."""
     feature_set: str
-    """The feature set it was fitted on."""
+    """The feature set it was fitted on; :data:`SEVERAL` where its members differ."""
     n_images: int
     """Images tested."""
     n_seeds: int
@@ -48,7 +66,7 @@ class Row:
     metrics: dict[str, dict[str, Any]]
     """Test metrics as in ``run.json``."""
     to_best: Difference | None
-    """First metric minus that of the best run, by the same draws of patients; None for the best."""
+    """Metric minus that of the best run, by the same draws of patients; None for the best."""
     tests: Contrast | None = None
     """The same and further tests against the best run, corrected for how many runs there are."""
 
@@ -62,7 +80,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Runs on the same images, the best first, by the metric that comes first in their task."""
+    """Runs on the same images, the best first."""
 
     rows: tuple[Row, ...]
     """The runs."""
@@ -72,10 +90,19 @@ class Comparison:
     """What they learned."""
     folds: Friedman | None = None
     """Their ranks over folds, in the order of the rows; None for two runs or four folds."""
+    metric: str = ""
+    """By which they are ranked; nothing: the one that comes first in their task."""
+
+    @property
+    def groups(self) -> dict[str, tuple[Row, ...]]:
+        """Rows by feature set, the group with the best run first."""
+        names = dict.fromkeys(row.feature_set for row in self.rows)
+        return {name: tuple(r for r in self.rows if r.feature_set == name) for name in names}
 
     def to_json(self) -> dict[str, Any]:
         """Write everything as JSON values."""
         return {
+            "metric": self.metric or headline(self.task),
             "level": LEVEL,
             "resamples": N_RESAMPLES,
             "runs": [row.to_json() for row in self.rows],
@@ -84,20 +111,29 @@ class Comparison:
         }
 
     def to_text(self) -> str:
-        """Draw a plain table, with the warnings below it."""
-        cells = self._cells()
-        widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-        lines = ["  ".join(_padded(line, widths)).rstrip() for line in cells]
-        notes = [*self._ranks(), *(f"! {warning}" for warning in self.warnings)]
-        return "\n".join([*lines, *notes])
+        """Draw a plain table, by feature set where there are several, with the warnings below."""
+        header, *cells = self._cells()
+        widths = [max(len(line[i]) for line in (header, *cells)) for i in range(len(header))]
+        drawn = {id(row): line for row, line in zip(self.rows, cells, strict=True)}
+        text = ["  ".join(_padded(header, widths)).rstrip()]
+        for name, rows in self.groups.items():
+            text += [f"{name or 'no feature set'}:"] if len(self.groups) > 1 else []
+            text += ["  ".join(_padded(drawn[id(row)], widths)).rstrip() for row in rows]
+        return "\n".join([*text, *self._ranks(), *(f"! {warning}" for warning in self.warnings)])
 
     def to_markdown(self) -> str:
-        """Draw a Markdown table, with the warnings below it."""
-        header, *rows = self._cells()
-        cells = [header, ("---", "---", *["---:"] * (len(header) - 2)), *rows]
-        lines = ["| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in cells]
+        """Draw a Markdown table for each feature set, with the warnings below."""
+        header, *cells = self._cells()
+        drawn = {id(row): line for row, line in zip(self.rows, cells, strict=True)}
+        rule = ("---", "---", *["---:"] * (len(header) - 2))
+        text = []
+        for name, rows in self.groups.items():
+            text += [f"**{_cell(name or 'no feature set')}**\n"] if len(self.groups) > 1 else []
+            table = [header, rule, *(drawn[id(row)] for row in rows)]
+            text += ["| " + " | ".join(map(_cell, line)) + " |" for line in table]
+            text += [""] if len(self.groups) > 1 else []
         notes = [*self._ranks(), *self.warnings]
-        return "\n".join([*lines, *(f"\n> {note}" for note in notes)])
+        return "\n".join([*text, *(f"\n> {note}" for note in notes)])
 
     def _ranks(self) -> list[str]:
         """Say in a line what the folds say; nothing where that was not asked."""
@@ -112,50 +148,128 @@ class Comparison:
 
     def _cells(self) -> list[tuple[str, ...]]:
         """Give the table's header and rows."""
-        shown = _COMPARED.get(self.task.kind, metric_names(self.task)[:3])
+        usual = _COMPARED.get(self.task.kind, metric_names(self.task)[:3])
+        lead = self.metric or usual[0]
+        shown = (lead, *(name for name in usual if name != lead))[: len(usual)]
         first, *rest = map(metric_title, shown)
         header = ("run", "head", first, "95 % interval", *rest, "seed sd", "to best, p by Holm")
         return [header, *(_cells(row, shown) for row in self.rows)]
 
 
-def compare(run_paths: Sequence[str | os.PathLike[str]]) -> Comparison:
+def compare(
+    run_paths: Sequence[str | os.PathLike[str]], *, metric: str | None = None
+) -> Comparison:
     """Compare runs that tested the same images.
 
     Parameters
     ----------
     run_paths
         Run and ensemble directories.
+    metric
+        By which they are ranked and compared; the first of their task where left out.
 
     Returns
     -------
     Comparison
-        Rows sorted by macro-F1, or what comes first in another task, each with its paired
-        difference to the best.
+        Rows sorted by the metric, each with its paired difference to the best.
 
     Raises
     ------
     RunError
         If there is no run, a directory is not one, or runs tested other images or labels;
         the message names them.
+    OptionError
+        If their task has no such metric.
     """
     runs = [Run.load(path) for path in run_paths]
     if not runs:
         raise RunError("nothing to compare: name at least one run")
     _check_tasks(runs)
     task = runs[0].task
-    runs.sort(key=lambda run: (_worse(run), run.name))
+    name = check_metric(task, metric)
+    runs.sort(key=lambda run: (_worse(run, name), run.name))
     tested = [run.test_probabilities() for run in runs]
     for run, images in zip(runs[1:], tested[1:], strict=True):
         _check(run, images, runs[0], tested[0])
-    tests = (None, *against_best(tested[0], tested[1:], task))
-    rows = [_row(*found) for found in zip(runs, tested, tests, strict=True)]
+    tests = (None, *against_best(tested[0], tested[1:], task, name))
+    rows = [
+        _row(run, images, found, group_name(feature_sets(run, runs)))
+        for run, images, found in zip(runs, tested, tests, strict=True)
+    ]
     folds = over_folds(
         [run.predictions for run in runs],
         runs[0].classes,
         task,
         n_folds=(runs[0].document.get("split") or {}).get("n_folds"),
+        metric=name,
     )
-    return Comparison(rows=tuple(rows), warnings=tuple(_warnings(runs)), task=task, folds=folds)
+    return Comparison(
+        rows=tuple(rows), warnings=tuple(_warnings(runs)), task=task, folds=folds, metric=name
+    )
+
+
+def check_metric(task: Task, metric: str | None) -> str:
+    """Give the metric that is meant, the task's first where none is named.
+
+    Raises
+    ------
+    OptionError
+        If the task has no such metric.
+
+    Examples
+    --------
+    >>> check_metric(Task(), None), check_metric(Task(), "auroc")
+    ('macro_f1', 'auroc')
+    """
+    known = metric_names(task)
+    if metric is not None and metric not in known:
+        raise OptionError(
+            f"metric {metric!r} is none of task {task.kind}: use one of {', '.join(known)}"
+        )
+    return metric or known[0]
+
+
+def feature_sets(run: Run, others: Sequence[Run] = ()) -> tuple[str, ...]:
+    """Name the feature sets that a run, or the members of an ensemble, were fitted on.
+
+    Parameters
+    ----------
+    run
+        A run or an ensemble.
+    others
+        Runs at hand, among which members are sought first, then on the disk. Of a member that is
+        in neither place the feature set is not known, and left out.
+    """
+    documents = {other.path.resolve(): other.document for other in others}
+    return tuple(dict.fromkeys(_feature_sets(run.document, documents)))
+
+
+def group_name(names: Sequence[str]) -> str:
+    """Say in a word where a run belongs in a table by feature set."""
+    return SEVERAL if len(names) > 1 else "".join(names)
+
+
+def _feature_sets(
+    document: Mapping[str, Any], known: Mapping[Path, Mapping[str, Any]]
+) -> list[str]:
+    found: list[str] = []
+    for member in document.get("members") or ():
+        path = Path(str(member.get("path", ""))).resolve()
+        told = known.get(path) or _document(path / "run.json")
+        found += _feature_sets(told, known)
+    if not found:
+        known_by = (document.get("store") or {}).get("feature_set")
+        found = [str(known_by or (PIXELS if "trained_on" in document else ""))]
+    return [name for name in found if name]
+
+
+def _document(path: Path) -> Mapping[str, Any]:
+    """Read the document of a member; nothing where it has gone."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _check(run: Run, images: Predictions, best: Run, others: Predictions) -> None:
@@ -198,14 +312,14 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
     return found
 
 
-def _row(run: Run, images: Predictions, tests: Contrast | None) -> Row:
+def _row(run: Run, images: Predictions, tests: Contrast | None, feature_set: str) -> Row:
     document = run.document
     return Row(
         name=run.name,
         path=str(run.path),
         head=str((document.get("head") or {}).get("name", "")),
         recipe=str((document.get("recipe") or {}).get("name", "")),
-        feature_set=str((document.get("store") or {}).get("feature_set", "")),
+        feature_set=feature_set,
         n_images=len(images.image_ids),
         n_seeds=len(document["seeds"]),
         metrics=document["metrics"]["test"],
@@ -214,9 +328,8 @@ def _row(run: Run, images: Predictions, tests: Contrast | None) -> Row:
     )
 
 
-def _worse(run: Run) -> float:
-    """Give the first metric so that less is better, what is undefined last."""
-    name = headline(run.task)
+def _worse(run: Run, name: str) -> float:
+    """Give a metric so that less is better, what is undefined last."""
     value = run.document["metrics"]["test"][name]["value"]
     if value is None:
         return math.inf
@@ -238,6 +351,10 @@ def _cells(row: Row, shown: Sequence[str]) -> tuple[str, ...]:
         _number(f1["seed_sd"]),
         difference,
     )
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def _number(value: float | None) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from zoo.metrics import evaluate, headline, higher_is_better
 from zoo.predictions import average
 from zoo.significance import delong, friedman, holm, mcnemar
-from zoo.statistics import paired_bootstrap
+from zoo.statistics import difference, metric_draws
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +62,7 @@ class Contrast:
 
 
 def against_best(
-    best: Predictions, others: Sequence[Predictions], task: Task
+    best: Predictions, others: Sequence[Predictions], task: Task, metric: str | None = None
 ) -> tuple[Contrast, ...]:
     """Test every run against the best, on the same images.
 
@@ -74,11 +74,16 @@ def against_best(
         Predictions of the others for the same images in the same order.
     task
         What they learned.
+    metric
+        One of the task's; the first where left out.
     """
     y, patients = best.y_true, best.patient_ids
+    scores, draws = metric_draws(
+        y, [best.prob, *(run.prob for run in others)], patients, metric or headline(task), task=task
+    )
     gaps = [
-        paired_bootstrap(y, run.prob, best.prob, patients, task=task)[headline(task)]
-        for run in others
+        difference(float(score - scores[0]), drawn - draws[0])
+        for score, drawn in zip(scores[1:], draws[1:], strict=True)
     ]
     swaps: list[McNemar | None] = [None] * len(others)
     areas: list[AreaDifference | None] = [None] * len(others)
@@ -112,8 +117,9 @@ def over_folds(
     task: Task,
     *,
     n_folds: int | None = None,
+    metric: str | None = None,
 ) -> Friedman | None:
-    """Rank runs by their first metric in every fold, and test whether folds agree.
+    """Rank runs by a metric in every fold, and test whether folds agree.
 
     Folds share most of their training images, so they agree more than independent data sets would:
     p is rather too small. Further repeats test the same images again and are left out.
@@ -126,6 +132,8 @@ def over_folds(
         Of the runs.
     n_folds
         Folds of one repeat; all where None.
+    metric
+        One of the task's; the first where left out.
 
     Returns
     -------
@@ -141,13 +149,16 @@ def over_folds(
     dealt = {frozenset(zip(table["fold"], table["image_id"], strict=True)) for table in tested}
     if len(dealt) > 1 or tested[0]["fold"].nunique() < LEAST_FOLDS:
         return None
-    scores = np.stack([_by_fold(table, classes, task) for table in tested], axis=1)
+    scores = np.stack(
+        [_by_fold(table, classes, task, metric or headline(task)) for table in tested], axis=1
+    )
     return friedman(scores) if np.isfinite(scores).all() else None
 
 
-def _by_fold(table: pd.DataFrame, classes: Sequence[str], task: Task) -> NDArray[np.float64]:
-    """Give a run's first metric in each fold, ``(fold,)``, more being better."""
-    name = headline(task)
+def _by_fold(
+    table: pd.DataFrame, classes: Sequence[str], task: Task, name: str
+) -> NDArray[np.float64]:
+    """Give a metric of a run in each fold, ``(fold,)``, more being better."""
     found = []
     for _, rows in table.groupby("fold", sort=True):
         images = average(rows, classes, task)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from zoo.calibration import Reliability
     from zoo.significance import Friedman
 
-__all__ = ["rank_diagram", "reliability_diagram"]
+__all__ = ["rank_diagram", "reliability_diagram", "undivided"]
 
 _INK, _FAINT, _ACCENT = "#1b1b1b", "#b5b5b5", "#0b6e4f"
 
@@ -48,7 +48,7 @@ def rank_diagram(names: Sequence[str], found: Friedman) -> str:
         return side + (rank - 1) * unit
 
     ranked = sorted(zip(found.ranks, names, strict=True))
-    groups = _groups([rank for rank, _ in ranked], found.critical_difference)
+    groups = undivided([rank for rank, _ in ranked], found.critical_difference)
     first = top + 14 + 9 * len(groups)
     half = (k + 1) // 2
     height = first + 20 * max(half, k - half) + 12
@@ -72,8 +72,14 @@ def rank_diagram(names: Sequence[str], found: Friedman) -> str:
     return _svg(width, height, parts, f"Mean ranks: {ranks}")
 
 
-def _groups(ranks: Sequence[float], reach: float) -> list[tuple[float, float]]:
-    """Find the longest stretches of sorted ranks that are within reach."""
+def undivided(ranks: Sequence[float], reach: float) -> list[tuple[float, float]]:
+    """Find the longest stretches of sorted ranks that are within reach.
+
+    Examples
+    --------
+    >>> undivided([1.0, 1.5, 2.75, 3.5], 1.3)
+    [(1.0, 1.5), (1.5, 2.75), (2.75, 3.5)]
+    """
     found: list[tuple[float, float]] = []
     for low in ranks:
         high = max(rank for rank in ranks if low <= rank <= low + reach)

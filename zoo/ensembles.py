@@ -55,7 +55,8 @@ def ensemble(
     Each member's probabilities are averaged over its seeds first, then the rule combines the
     members. The result is a run directory without heads; its predictions have seed 0, its
     history no rows, and ``members`` names the runs with the digests of their ``run.json``.
-    What was learned for each fold stands under ``learned``, weights in the order of ``members``.
+    What was learned for each fold stands under ``learned``, weights in the order of ``members``;
+    beside it, as ``all``, what all out-of-fold predictions together teach, for images beyond them.
 
     Members may differ in head, recipe, seeds, feature set and encoder, not in cohort and folds.
 
@@ -67,7 +68,7 @@ def ensemble(
         ``mean`` of the members' probabilities, or of their ``rank`` within a fold; ``weighted``
         mean; ``greedy`` selection with replacement; ``stack``, a logistic model on their
         log-probabilities. The last three learn each fold's weights from other folds. All but
-        ``mean`` need classes.
+        ``mean`` need classes or levels.
     out
         Directory for the ensemble, new or empty.
     name
@@ -130,8 +131,8 @@ def learned_text(document: Mapping[str, Any]) -> str:
 
 
 def _check_task(task: Task, rule: str, calibrate: str) -> None:
-    """Refuse what takes probabilities of classes for anything else."""
-    if task.kind != "classification" and (rule, calibrate) != ("mean", "none"):
+    """Refuse what takes probabilities that sum to 1 for anything else."""
+    if not task.one_class and (rule, calibrate) != ("mean", "none"):
         asked = f"rule {rule}" if rule != "mean" else f"calibration by {calibrate}"
         raise NotSupported(f"{asked} combines class probabilities, not {task.kind}: use rule mean")
 
@@ -291,12 +292,16 @@ def _folds_of_a_repeat(run: Run) -> int:
 
 
 def _learned(blended: Blend) -> dict[str, Any]:
-    """Write what was learned as JSON: mean over folds, and each fold's."""
-    told = {}
-    for what, values in (("weights", blended.weights), ("temperature", blended.temperature)):
+    """Write what was learned as JSON: mean over folds, each fold's, and from all folds together."""
+    told: dict[str, Any] = {}
+    for what, values, final in (
+        ("weights", blended.weights, blended.final_weights),
+        ("temperature", blended.temperature, blended.final_temperature),
+    ):
         if values is not None:
             folds = dict(zip(map(str, blended.folds), values.tolist(), strict=True))
             told[what] = {"mean": values.mean(axis=0).tolist(), "folds": folds}
+            told[what]["all"] = np.asarray(final).tolist()
     return told
 
 

@@ -18,7 +18,15 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["SHARES", "effective_size", "percentile_interval", "share_interval", "wilson"]
+__all__ = [
+    "SHARES",
+    "basic_interval",
+    "effective_size",
+    "percentile_interval",
+    "share_interval",
+    "square_and_add",
+    "wilson",
+]
 
 SHARES = frozenset(
     {"macro_f1", "accuracy", "balanced_accuracy", "auroc", "auprc", "c_index", "c_index_ipcw"}
@@ -122,3 +130,53 @@ def percentile_interval(
         return None, None
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def basic_interval(
+    value: float, draws: NDArray[np.float64], *, level: float = 0.95
+) -> tuple[float | None, float | None]:
+    """Give the basic bootstrap interval, for what resamples overstate (Davison & Hinkley 1997, eq. 5.6).
+
+    A mean of distances, such as the calibration error, grows when images are drawn twice: resamples
+    lie above the value, and percentiles may leave it out. Here they are reflected at the value,
+    ``2 value - percentile``, and so moved down by as much as they are too high. The interval does
+    not go below 0, and is widened to the value where that would lie outside.
+
+    Examples
+    --------
+    >>> low, high = basic_interval(0.1, np.linspace(0.1, 0.18, 1001))
+    >>> round(low, 3), round(high, 3)
+    (0.022, 0.1)
+    """
+    low, high = percentile_interval(draws, level=level)
+    if low is None or high is None or np.isnan(value):
+        return None, None
+    ends = (max(0.0, 2 * value - high), max(0.0, 2 * value - low))
+    return float(min(ends[0], value)), float(max(ends[1], value))
+
+
+def square_and_add(
+    first: tuple[float, float, float], second: tuple[float, float, float]
+) -> tuple[float, float]:
+    """Give the interval of first minus second from those of two independent samples.
+
+    The limits are put together as in Newcombe (1998, method 10, for shares with Wilson's intervals)
+    and, for any two, Zou & Donner (2008): ``d - sqrt((a - a_low)² + (b_high - b)²)`` and its mirror
+    image. It does not shrink to a point where both are perfect.
+
+    Parameters
+    ----------
+    first, second
+        Value, lower and upper end of each.
+
+    Examples
+    --------
+    >>> first, second = (56 / 70, *wilson(56 / 70, 70)), (48 / 80, *wilson(48 / 80, 80))
+    >>> low, high = square_and_add(first, second)
+    >>> round(float(low), 4), round(float(high), 4)  # Newcombe 1998, table II, (a), method 10
+    (0.0524, 0.3339)
+    """
+    (a, a_low, a_high), (b, b_low, b_high) = first, second
+    low = a - b - float(np.hypot(a - a_low, b_high - b))
+    high = a - b + float(np.hypot(a_high - a, b - b_low))
+    return low, high

@@ -1,7 +1,6 @@
 """The fitted heads of a run, or of an ensemble's members, with what a store holds for each.
 
-A head understands vectors that were made as those of its training were. What decides that is
-compared key by key; which patches of an image were kept (``tissue``, ``quality``) may differ.
+Which feature set a head can read is decided in :mod:`zoo.likeness`.
 """
 
 from __future__ import annotations
@@ -13,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histostore.errors import Ambiguous, NotFound
-from histostore.spec import FeatureSpec
+from zoo.blending.pools import log_pool
+from zoo.blending.ranks import rank_among
+from zoo.blending.temperature import cooled
 from zoo.errors import NotSupported, RunError
+from zoo.likeness import fitting, remarks
 from zoo.run import Run
 
 if TYPE_CHECKING:
@@ -28,13 +29,17 @@ if TYPE_CHECKING:
     from histostore.store.reader import Store
     from zoo.heads.base import Head
 
-__all__ = ["Member", "Panel", "Seat", "open_panel", "weighted_mean", "weighted_sd"]
-
-_DECISIVE = ("encoder", "n_features", "grid", "stain", "dtype")
-"""Parts of a specification that decide what a vector means."""
-
-_SHOWN = 3
-"""Keys that a message names of those that differ."""
+__all__ = [
+    "Member",
+    "Panel",
+    "Seat",
+    "on_pixels",
+    "open_panel",
+    "runs_of",
+    "seated",
+    "weighted_mean",
+    "weighted_sd",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -46,6 +51,8 @@ class Seat:
     seed: int
     weight: float
     """Share in the average over all heads of the panel; they sum to 1."""
+    group: int = 0
+    """As of :attr:`Member.group`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -56,13 +63,15 @@ class Member:
     features: FeatureSet
     weight: float
     """Share among the members; they sum to 1."""
+    group: int = 0
+    """Which member of the ensemble that was asked for it is, or is part of."""
 
     def seats(self) -> list[Seat]:
         """Read the heads, each with the same part of the member's weight."""
         heads = self.run.load_heads()
         share = self.weight / len(heads)
         return [
-            Seat(head=head, fold=fold, seed=seed, weight=share)
+            Seat(head=head, fold=fold, seed=seed, weight=share, group=self.group)
             for (fold, seed), head in heads.items()
         ]
 
@@ -82,13 +91,56 @@ class Panel:
     members: tuple[Member, ...]
     """The run itself, or the members of the ensemble."""
     temperature: float = 1.0
-    """By which an ensemble's probabilities are cooled: the mean over its folds."""
+    """By which an ensemble's probabilities are cooled."""
+    exponents: NDArray[np.float64] | None = None
+    """Of each group, for the rule ``stack``: a logarithmic pool; None for an average."""
+    reference: NDArray[np.float64] | None = None
+    """Out-of-fold probabilities ``(group, image, class)``, for the rule ``rank``."""
     notes: tuple[str, ...] = ()
     """What is worth knowing, one line each."""
 
+    def pooled(
+        self,
+        prob: NDArray[np.float64],
+        weights: NDArray[np.float64],
+        groups: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """Combine what heads say as the ensemble's rule does, and cool it.
+
+        Parameters
+        ----------
+        prob
+            ``(head, image, class)``.
+        weights, groups
+            Of the heads' seats, ``(head,)``.
+
+        Returns
+        -------
+        prob
+            ``(image, class)``.
+        """
+        if self.exponents is None and self.reference is None:
+            return cooled(weighted_mean(prob, weights), self.temperature)
+        names = np.unique(groups)
+        each = np.array(
+            [
+                weighted_mean(prob[groups == g], weights[groups == g] / weights[groups == g].sum())
+                for g in names
+            ]
+        )
+        if self.exponents is not None:
+            mixed = log_pool(self.exponents[names], each)
+        elif self.reference is not None:
+            mixed = rank_among(each, self.reference[names])
+        return cooled(mixed, self.temperature)
+
 
 def open_panel(
-    run: str | os.PathLike[str] | Run, store: Store, feature_set: str | None = None
+    run: str | os.PathLike[str] | Run,
+    store: Store,
+    feature_set: str | None = None,
+    *,
+    averages_only: bool = True,
 ) -> Panel:
     """Find the heads of a run, and the feature set that fits them.
 
@@ -100,6 +152,9 @@ def open_panel(
         An open store.
     feature_set
         The one to read; the one that fits where left out.
+    averages_only
+        Refuse ensembles by the rules ``rank`` and ``stack``, whose members are not averaged; without,
+        :meth:`Panel.pooled` is to be asked for what they say together.
 
     Raises
     ------
@@ -120,28 +175,98 @@ def open_panel(
             f"{asked.path} learned task {asked.task.kind}: new images are predicted, and "
             "explained, for classification alone so far"
         )
+    exponents, reference = (None, None) if averages_only else _pool_of(asked)
+    is_pooled = exponents is not None or reference is not None
     members = [
-        Member(run=one, features=_fitting(one, store, feature_set), weight=weight)
-        for one, weight in _runs(asked, 1.0)
+        Member(run=one, features=fitting(one, store, feature_set), weight=weight, group=group)
+        for one, weight, group in seated(asked, is_pooled=is_pooled)
         if weight > 0
     ]
-    notes = dict.fromkeys(note for member in members for note in _remarks(member))
+    notes = dict.fromkeys(
+        note for member in members for note in remarks(member.run, member.features)
+    )
     return Panel(
         run=asked,
         members=tuple(members),
         temperature=_temperature(asked),
+        exponents=exponents,
+        reference=reference,
         notes=tuple(notes),
     )
 
 
-def _runs(run: Run, weight: float) -> Iterator[tuple[Run, float]]:
-    """Give the runs that have heads, with their shares."""
+def _pool_of(run: Run) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
+    """Give what an ensemble needs that is no average: exponents, or images to rank among."""
+    rule = run.document.get("rule") if run.is_ensemble else None
+    if rule == "stack":
+        return np.array(_weights(run)), None
+    if rule == "rank":
+        members = [_member(run, member) for member in run.document["members"]]
+        return None, np.array([member.test_probabilities().prob for member in members])
+    return None, None
+
+
+def seated(run: Run, *, is_pooled: bool) -> Iterator[tuple[Run, float, int]]:
+    """Give the runs that have heads, with their shares, and whose part they are.
+
+    Parameters
+    ----------
+    run
+        A run, or an ensemble.
+    is_pooled
+        Whether members of the rules ``rank`` and ``stack``, which are no averages, will do too.
+
+    Raises
+    ------
+    NotSupported, RunError
+        As :func:`open_panel` does.
+    """
+    if not run.is_ensemble:
+        yield run, 1.0, 0
+        return
+    shares = _shares(run, is_pooled=is_pooled)
+    for group, (member, share) in enumerate(zip(run.document["members"], shares, strict=True)):
+        for one, weight in runs_of(_member(run, member), share):
+            yield one, weight, group
+
+
+def runs_of(run: Run, weight: float = 1.0) -> Iterator[tuple[Run, float]]:
+    """Give the runs that have heads, with their shares: a run itself, an ensemble's members.
+
+    Raises
+    ------
+    NotSupported, RunError
+        As :func:`open_panel` does.
+    """
     if not run.is_ensemble:
         yield run, weight
         return
     members = run.document["members"]
     for member, share in zip(members, _shares(run), strict=True):
-        yield from _runs(_member(run, member), weight * share)
+        yield from runs_of(_member(run, member), weight * share)
+
+
+def on_pixels(run: Run) -> bool:
+    """Tell whether a run, or the members of an ensemble, were trained on pixels.
+
+    Raises
+    ------
+    NotSupported
+        If an ensemble has members of both kinds, or its rule cannot be applied to new images.
+    RunError
+        If a member has gone or was changed.
+    """
+    if not run.is_ensemble:
+        return "trained_on" in run.document
+    is_pooled = run.document.get("rule") in {"rank", "stack"}
+    members = seated(run, is_pooled=is_pooled)
+    kinds = {"trained_on" in member.document for member, _, _ in members}
+    if len(kinds) > 1:
+        raise NotSupported(
+            f"{run.path} combines runs on stored vectors with runs on pixels: predict with its "
+            "members, one by one"
+        )
+    return kinds == {True}
 
 
 def _member(ensemble: Run, member: Mapping[str, Any]) -> Run:
@@ -159,20 +284,30 @@ def _member(ensemble: Run, member: Mapping[str, Any]) -> Run:
     return run
 
 
-def _shares(run: Run) -> list[float]:
-    """Tell how much each member of an ensemble counts, on average over folds."""
+def _shares(run: Run, *, is_pooled: bool = False) -> list[float]:
+    """Tell how much each member of an ensemble counts.
+
+    Of pools that are no averages, it is how much they count in the spread over heads.
+    """
     rule, n = run.document.get("rule", "mean"), len(run.document["members"])
-    if rule == "mean":
+    if rule == "mean" or (rule == "rank" and is_pooled):
         return [1 / n] * n
-    if rule not in {"weighted", "greedy"}:
+    if rule not in {"weighted", "greedy"} and not (rule == "stack" and is_pooled):
         raise NotSupported(
-            f"{run.path} combines by rule {rule}, which cannot be applied to new images: use "
+            f"{run.path} combines by rule {rule}, which cannot be applied to new images here: use "
             "zoo ensemble --rule mean, weighted or greedy"
         )
-    mean = _learned(run, "weights")
-    if not isinstance(mean, list) or len(mean) != n or not sum(mean) > 0:
+    weights = _weights(run)
+    return [weight / sum(weights) for weight in weights]
+
+
+def _weights(run: Run) -> list[float]:
+    """Read the weights that an ensemble learned, one per member."""
+    found = _learned(run, "weights")
+    is_list = isinstance(found, list) and len(found) == len(run.document["members"])
+    if not is_list or not sum(found) > 0 or min(found) < 0:
         raise RunError(f"{run.path} does not tell the weights that it learned: make it again")
-    return [float(share) / sum(mean) for share in mean]
+    return [float(weight) for weight in found]
 
 
 def _temperature(run: Run) -> float:
@@ -181,79 +316,12 @@ def _temperature(run: Run) -> float:
 
 
 def _learned(run: Run, what: str) -> Any:
-    """Give the mean over folds of what an ensemble learned; None where it learned nothing."""
-    return ((run.document.get("learned") or {}).get(what) or {}).get("mean")
+    """Give what an ensemble learned from all out-of-fold predictions; None where it learned nothing.
 
-
-def _fitting(run: Run, store: Store, name: str | None) -> FeatureSet:
-    """Find the feature set whose vectors mean what they meant in training."""
-    told = (run.document.get("store") or {}).get("spec")
-    if not told:
-        raise RunError(f"{run.path} was fitted to arrays, not to a store: predict arrays with it")
-    spec = FeatureSpec.from_json(told)
-    if name is None and spec.name in store:
-        return store[spec.name]
-    names = [name] if name is not None else [each for each in store if not store.is_empty(each)]
-    if not names:
-        store.feature_set()  # says that there is none
-    differing = {each: _differences(told, store[each].spec.to_json()) for each in names}
-    fitting = [each for each, keys in differing.items() if not keys]
-    if len(fitting) > 1:
-        raise Ambiguous(
-            f"{store.url} holds several feature sets that fit {run.path}, name one: "
-            f"{', '.join(fitting)}"
-        )
-    if fitting:
-        return store[fitting[0]]
-    problems = [f"{each} differs in {_list(keys)}" for each, keys in differing.items()]
-    raise NotFound(
-        f"{store.url} holds no feature set like that of {run.path} ({spec.name}): "
-        f"{problems[0] if len(problems) == 1 else f'{len(problems)} others differ'}; build one "
-        "with the options of the training",
-        problems=problems,
-    )
-
-
-def _differences(
-    wanted: Mapping[str, Any], found: Mapping[str, Any], keys: tuple[str, ...] = _DECISIVE
-) -> list[str]:
-    """Name the keys in which two specifications differ, with both values where they are short.
-
-    Examples
-    --------
-    >>> grid = {"patch_size": 256, "stride": 256}
-    >>> _differences({"grid": grid}, {"grid": {**grid, "stride": 128}})
-    ['grid.stride (256 in training, 128 here)']
+    Ensembles made before that was written have the mean over folds.
     """
-    return [text for key in keys for text in _compared(key, wanted.get(key), found.get(key))]
-
-
-def _compared(path: str, wanted: Any, found: Any) -> Iterator[str]:
-    if wanted == found:
-        return
-    if isinstance(wanted, dict) and isinstance(found, dict):
-        for key in dict.fromkeys([*wanted, *found]):
-            yield from _compared(f"{path}.{key}", wanted.get(key), found.get(key))
-        return
-    short = all(not isinstance(value, dict | list) for value in (wanted, found))
-    yield f"{path} ({wanted} in training, {found} here)" if short else path
-
-
-def _list(keys: list[str]) -> str:
-    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    return ", ".join(keys[:_SHOWN]) + more
-
-
-def _remarks(member: Member) -> Iterator[str]:
-    """Say which patches were chosen in another way than in training."""
-    told = member.run.document["store"]["spec"]
-    here = member.features.spec.to_json()
-    differing = _differences(told, here, ("tissue", "quality"))
-    if differing:
-        yield (
-            f"patches of {member.features.name} were chosen in another way than those of the "
-            f"training: {_list(differing)}"
-        )
+    told = (run.document.get("learned") or {}).get(what) or {}
+    return told.get("all", told.get("mean"))
 
 
 def weighted_mean(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,8 +7,9 @@ beside those that the run reached out of fold.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,11 @@ from histostore.errors import OptionError, StorageError
 from histostore.files import public_url
 from histostore.labels import parse_label_map
 from histostore.store import open_store
-from histostore.text import table
 from histostore.views import parse_views
 from zoo.bags import Bags
-from zoo.blending.temperature import cooled
+from zoo.external import ExternalTest, Truth, judge
 from zoo.labels import digest_of, named
-from zoo.metrics import higher_is_better, metric_names, metric_title
-from zoo.panel import Panel, open_panel, weighted_mean, weighted_sd
-from zoo.statistics import bootstrap
+from zoo.panel import Panel, open_panel, weighted_sd
 from zoo.stored import usable
 
 if TYPE_CHECKING:
@@ -39,22 +37,6 @@ if TYPE_CHECKING:
     from zoo.run import Run
 
 __all__ = ["ExternalTest", "Prediction", "check_output", "predict"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class ExternalTest:
-    """How good the predictions of labelled images are."""
-
-    n_images: int
-    """Images with a label."""
-    n_patients: int
-    metrics: dict[str, dict[str, float | None]]
-    """Metric to ``value``, ``low``, ``high`` (95 % over patients), ``own`` (the run's own value,
-    out of fold) and ``drop`` (how much worse it is here; below 0: better)."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the scores as JSON values."""
-        return {"n_images": self.n_images, "n_patients": self.n_patients, "metrics": self.metrics}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -75,12 +57,16 @@ class Prediction:
     """Warnings, one line each."""
     test: ExternalTest | None = None
     """Scores, where labels are known."""
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """``store``, ``cohort``, ``target`` and ``label_map``, as they were given."""
 
     def to_json(self) -> dict[str, Any]:
         """Give all but the predictions themselves as JSON values."""
         return {
             "run": self.run.name,
             "path": str(self.run.path),
+            "digest": hashlib.sha256((self.run.path / "run.json").read_bytes()).hexdigest(),
+            **self.source,
             "n_heads": self.n_heads,
             "n_images": len(self.frame),
             "classes": list(self.run.classes),
@@ -97,7 +83,7 @@ class Prediction:
         heads = f"{self.n_heads} head{'s'[: self.n_heads > 1]}"
         lines = [f"{len(self.frame):,} images predicted by {heads} of {self.run.name}: {counts}"]
         if self.test is not None:
-            lines += [_scores(self.test)]
+            lines += [self.test.to_text()]
         return "\n".join(lines)
 
     def write(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
@@ -200,12 +186,12 @@ def predict(
     """
     images = _cohort(cohort, storage_options)
     opened = open_store(store, storage_options=storage_options)
-    panel = open_panel(run, opened, feature_set)
+    panel = open_panel(run, opened, feature_set, averages_only=False)
     truth = _truth(panel.run, images, target=target, label_map=label_map)
     views = parse_views(augmentation) if augmentation else ()
     image_ids, left_out = _images(panel, images, views)
-    prob, weights = _probabilities(panel, image_ids, views, progress)
-    mean = cooled(weighted_mean(prob, weights), panel.temperature)
+    prob, weights, groups = _probabilities(panel, image_ids, views, progress)
+    mean = panel.pooled(prob, weights, groups)
     rows = dict(zip(image_ids, mean, strict=True))
     notes = (*panel.notes, *left_out, *_overlap(panel, image_ids, store, truth))
     return Prediction(
@@ -215,12 +201,14 @@ def predict(
         views=views,
         n_heads=len(weights),
         notes=notes,
-        test=_judge(panel.run, rows, truth) if truth else None,
+        test=judge(panel.run, rows, truth) if truth else None,
+        source={
+            "store": public_url(store),
+            "cohort": public_url(images.url) if images is not None else None,
+            "target": target or str(panel.run.document.get("target", "label")),
+            "label_map": dict(_map(label_map)) or None,
+        },
     )
-
-
-Truth = tuple["tuple[str, str, str]", ...]
-"""Image, patient and class of labelled images."""
 
 
 def _cohort(
@@ -283,9 +271,9 @@ def _probabilities(
     image_ids: Sequence[str],
     views: Sequence[str],
     progress: Callable[[int, int, str], None],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Let every head predict: ``(head, image, class)``, and the weights ``(head,)``."""
-    prob, weights = [], []
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Let every head predict: ``(head, image, class)``; weights and groups ``(head,)``."""
+    prob, weights, groups = [], [], []
     total = sum(len(member.run.head_paths()) for member in panel.members)
     known: dict[tuple[str, str], Bags] = {}  # members may share what they read
     for member in panel.members:
@@ -299,8 +287,9 @@ def _probabilities(
         for seat in member.seats():
             prob.append(np.mean([seat.head.predict_proba(bags) for bags in read], axis=0))
             weights.append(seat.weight)
+            groups.append(seat.group)
             progress(len(weights), total, member.run.name)
-    return np.array(prob), np.array(weights)
+    return np.array(prob), np.array(weights), np.array(groups)
 
 
 def _spread(
@@ -345,43 +334,6 @@ def _overlap(panel: Panel, image_ids: Sequence[str], store: str, truth: Truth) -
         f"{named(shared)} bear names of training images: if they are the same, scores on them "
         "flatter",
     )
-
-
-def _judge(run: Run, rows: Mapping[str, NDArray[np.float64]], truth: Truth) -> ExternalTest:
-    """Score the labelled images that were predicted."""
-    known = [(image, patient, label) for image, patient, label in truth if image in rows]
-    code = {name: k for k, name in enumerate(run.classes)}
-    y_true = np.array([code[label] for _, _, label in known], dtype=np.int64)
-    prob = np.array([rows[image] for image, _, _ in known])
-    patients = [patient for _, patient, _ in known]
-    intervals = bootstrap(y_true, prob, patients, task=run.task)
-    own = run.document["metrics"].get("test", {})
-    metrics = {}
-    for name in metric_names(run.task):
-        before, here = (own.get(name) or {}).get("value"), intervals[name].value
-        sign = 1 if higher_is_better(name) else -1
-        drop = None if before is None or here is None else sign * (before - here)
-        metrics[name] = {**intervals[name].to_json(), "own": before, "drop": drop}
-    return ExternalTest(n_images=len(known), n_patients=len(set(patients)), metrics=metrics)
-
-
-def _scores(test: ExternalTest) -> str:
-    rows = [
-        {
-            "metric": metric_title(name),
-            "here": told["value"],
-            "95 % interval": f"{_number(told['low'])} to {_number(told['high'])}",
-            "out of fold": told["own"],
-            "drop": told["drop"],
-        }
-        for name, told in test.metrics.items()
-    ]
-    who = f"{test.n_images:,} labelled images of {test.n_patients:,} patients"
-    return "\n".join([f"{who}, against the run's own out-of-fold scores:", table(rows)])
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histostore.errors import OptionError
-from zoo.intervals import SHARES, percentile_interval, share_interval
+from zoo.intervals import SHARES, basic_interval, percentile_interval, share_interval
 from zoo.metrics import make_scorer
 from zoo.tasks import Task
 
@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
     from zoo.metrics import AnyScorer
 
-__all__ = ["Difference", "Interval", "bootstrap", "paired_bootstrap", "patient_draws"]
+__all__ = [
+    "Difference",
+    "Interval",
+    "bootstrap",
+    "difference",
+    "metric_draws",
+    "paired_bootstrap",
+    "patient_draws",
+]
 
 N_RESAMPLES = 2000
 """Resamples of an interval."""
@@ -123,7 +131,8 @@ def bootstrap(
     """Compute every metric with its interval over patients.
 
     Scores from 0 to 1 (:data:`zoo.intervals.SHARES`) have Wilson's interval for as many images as
-    the variance of the resamples says they are worth; the others have percentiles of the resamples.
+    the variance of the resamples says they are worth; the calibration error, which resamples
+    overstate, has the basic interval; the others have percentiles of the resamples.
     Resamples in which a metric is undefined are left out of its interval; where that is
     more than half of them, the interval is None.
 
@@ -192,12 +201,53 @@ def paired_bootstrap(
     draws_a, draws_b = _draws(scorers, patient_ids, n_resamples, seed)
     differences = {}
     for name in scorers[0].names:
-        draws = draws_a[name] - draws_b[name]
-        low, high = percentile_interval(draws, level=level)
-        differences[name] = Difference(
-            value=_number(value_a[name][0] - value_b[name][0]), low=low, high=high, p=_p(draws)
+        differences[name] = difference(
+            value_a[name][0] - value_b[name][0], draws_a[name] - draws_b[name], level=level
         )
     return differences
+
+
+def metric_draws(
+    y_true: ArrayLike,
+    values: Sequence[ArrayLike],
+    patient_ids: Sequence[str] | NDArray[np.object_],
+    metric: str,
+    *,
+    task: Task = _CLASSES,
+    n_resamples: int = N_RESAMPLES,
+    seed: int = 0,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Compute one metric of several runs, by the same draws of patients.
+
+    Parameters
+    ----------
+    y_true, patient_ids, task
+        As for :func:`bootstrap`.
+    values
+        Of each run, probabilities ``(image, class)``, or what was predicted in another task.
+    metric
+        One of the task's.
+    n_resamples, seed
+        As for :func:`bootstrap`.
+
+    Returns
+    -------
+    scores
+        ``(run,)``, of the images as they are.
+    draws
+        ``(run, resample)``.
+    """
+    scorers = [make_scorer(task, y_true, each) for each in values]
+    one = np.ones((1, scorers[0].n_images))
+    scores = np.array([scorer(one)[metric][0] for scorer in scorers])
+    draws = _draws(scorers, patient_ids, n_resamples, seed, only=metric)
+    return scores, np.stack([found[metric] for found in draws])
+
+
+def difference(value: float, draws: NDArray[np.float64], *, level: float = LEVEL) -> Difference:
+    """Put a difference and its resamples ``(resample,)`` together, as :func:`paired_bootstrap` does."""
+    low, high = percentile_interval(draws, level=level)
+    return Difference(value=_number(np.float64(value)), low=low, high=high, p=_p(draws))
 
 
 def _interval(
@@ -205,7 +255,9 @@ def _interval(
 ) -> Interval:
     """Put a metric and its resamples together; sizes are how many images and patients."""
     n_images, n_patients = sizes
-    if name not in SHARES:
+    if name == "ece":
+        low, high = basic_interval(value, draws, level=level)
+    elif name not in SHARES:
         low, high = percentile_interval(draws, level=level)
     elif np.isnan(value) or 2 * np.isnan(draws).sum() >= len(draws):
         low, high = None, None
@@ -221,14 +273,17 @@ def _draws(
     patient_ids: Sequence[str] | NDArray[np.object_],
     n_resamples: int,
     seed: int,
+    only: str | None = None,
 ) -> list[dict[str, NDArray[np.float64]]]:
-    """Metrics of every resample, for each scorer on the same draws."""
+    """Metrics of every resample, all or one, for each scorer on the same draws."""
+    names = scorers[0].names if only is None else (only,)
     chunks: list[list[dict[str, NDArray[np.float64]]]] = [[] for _ in scorers]
     for weights in patient_draws(patient_ids, n_resamples=n_resamples, seed=seed):
         for scorer, found in zip(scorers, chunks, strict=True):
-            found.append(scorer(weights))
+            told = scorer(weights)
+            found.append({name: told[name] for name in names})
     return [
-        {name: np.concatenate([chunk[name] for chunk in found]) for name in scorers[0].names}
+        {name: np.concatenate([chunk[name] for chunk in found]) for name in names}
         for found in chunks
     ]
 

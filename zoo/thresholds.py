@@ -46,6 +46,10 @@ class OperatingPoint:
     """Share of the positive test images that are called positive."""
     specificity: Interval
     """Share of the other test images that are not."""
+    ppv: Interval
+    """Share of the test images called positive that are: it depends on how many are."""
+    npv: Interval
+    """Share of the others that are not."""
 
     def to_json(self) -> dict[str, Any]:
         """Write everything as JSON values."""
@@ -113,7 +117,7 @@ def operating_points(
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
 ) -> tuple[OperatingPoint, ...]:
-    """Judge a run of two classes at thresholds from validation images.
+    """Judge a run at thresholds from validation images: one class, or label, against the rest.
 
     Probabilities are averaged over seeds. Where repeats test an image several times, what decides
     is the mean of its distances from the thresholds. The intervals are over patients and take
@@ -124,7 +128,7 @@ def operating_points(
     run
         A finished run or ensemble.
     positive
-        Name of the positive class; by default the last one.
+        Name of the positive class or label; of two classes, the last one where left out.
     sensitivity
         What the rule ``sensitivity`` asks of the validation images of a fold.
     n_resamples, seed
@@ -138,13 +142,15 @@ def operating_points(
     Raises
     ------
     RunError
-        If the run has not two classes, no such class, or a fold has no validation images of both.
+        If the run has no such class, more than two and none was named, or a fold has no validation
+        images of both kinds.
     """
-    name = run.classes[-1] if positive is None and run.classes else positive
-    if run.task.kind != "classification" or len(run.classes) != 2 or name not in run.classes:
+    two = run.task.kind == "classification" and len(run.classes) == 2
+    name = run.classes[-1] if positive is None and two else positive
+    if run.task.kind not in {"classification", "multi-label"} or name not in run.classes:
         raise RunError(
             f"{run.path} learned {run.task.kind} of {', '.join(run.classes) or 'a number'}: "
-            "operating points need two classes, and one of them as positive"
+            "operating points need two classes, or the name of one, and one of them as positive"
         )
     code = run.classes.index(str(name))
     return tuple(
@@ -165,7 +171,7 @@ def _point(
     images = run.test_probabilities()
     place = np.searchsorted(images.image_ids.astype(str), np.concatenate([i for i, _ in tested]).astype(str))  # fmt: skip
     margin = np.bincount(place, np.concatenate([margin for _, margin in tested]))
-    called, truth = margin >= 0, images.y_true == code
+    called, truth = margin >= 0, _is(images.y_true, code)
     draws = list(patient_draws(images.patient_ids, n_resamples=n_resamples, seed=seed))
     weights = np.concatenate(draws)
     return OperatingPoint(
@@ -174,7 +180,15 @@ def _point(
         thresholds=thresholds,
         sensitivity=_share(called[truth], weights[:, truth], images.patient_ids[truth]),
         specificity=_share(~called[~truth], weights[:, ~truth], images.patient_ids[~truth]),
+        ppv=_share(truth[called], weights[:, called], images.patient_ids[called]),
+        npv=_share(~truth[~called], weights[:, ~called], images.patient_ids[~called]),
     )
+
+
+def _is(y_true: NDArray[Any], code: int) -> NDArray[np.bool_]:
+    """Tell which images have a class, or a label."""
+    has: NDArray[np.bool_] = y_true == code if y_true.ndim == 1 else y_true[:, code] > 0
+    return has
 
 
 def _of_fold(run: Run, rows: pd.DataFrame, code: int, rule: str, sensitivity: float) -> float:
@@ -185,7 +199,7 @@ def _of_fold(run: Run, rows: pd.DataFrame, code: int, rule: str, sensitivity: fl
     images = average(watched, run.classes, run.task)
     try:
         return choose_threshold(
-            images.y_true == code, images.prob[:, code], rule=rule, sensitivity=sensitivity
+            _is(images.y_true, code), images.prob[:, code], rule=rule, sensitivity=sensitivity
         )
     except OptionError as error:
         raise RunError(f"{run.path}: validation images of fold {fold}: {error}") from error

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from histostore.errors import OptionError
-from zoo.calibration import brier_parts, reliability
+from zoo.calibration import brier_parts, chance_error, reliability
 from zoo.metrics import evaluate
 
 
@@ -91,3 +91,16 @@ def test_what_does_not_fit_is_refused():
         reliability([0], [[0.5, 0.5]], of_class=2)
     with pytest.raises(OptionError, match="n_bins=0"):
         reliability([0], [[0.5, 0.5]], n_bins=0)
+
+
+def test_chance_alone_makes_the_error_it_is_said_to_make():
+    rng = np.random.default_rng(0)
+    prob = rng.dirichlet(np.ones(3), 90)
+    mean, high = chance_error(prob)
+    drawn = [
+        reliability((rng.random(90)[:, None] > prob.cumsum(axis=1)).sum(axis=1), prob).ece
+        for _ in range(400)
+    ]
+    assert mean == pytest.approx(np.mean(drawn), abs=0.01)
+    assert 0.02 <= np.mean(np.array(drawn) > high) <= 0.09
+    assert chance_error(np.tile(prob, (20, 1)))[0] < mean / 3

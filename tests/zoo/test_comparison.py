@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
+from histostore.errors import OptionError
 from tests.zoo.runs import make_bags, make_run
-from zoo.comparison import compare
+from zoo.comparison import compare, feature_sets
 from zoo.errors import RunError
+from zoo.run import Run
 from zoo.statistics import paired_bootstrap
 
 
@@ -69,6 +72,51 @@ def test_runs_on_other_images_are_refused_by_name(runs, tmp_path):
     three = make_run(tmp_path / "three", bags=make_bags(0.3, k=3))
     with pytest.raises(RunError, match="differ in classes"):
         compare([runs["good"].path, three.path])
+
+
+def placed(run, path, feature_set, **changes):
+    """Give a run with another feature set."""
+    shutil.copytree(run.path, path)
+    document = json.loads((path / "run.json").read_text())
+    document |= {"store": {"feature_set": feature_set}, "name": path.name, **changes}
+    (path / "run.json").write_text(json.dumps(document))
+    return path
+
+
+def test_runs_stand_with_their_feature_set(runs, tmp_path):
+    paths = [
+        placed(runs["good"], tmp_path / "a", "texture-1"),
+        placed(runs["fair"], tmp_path / "b", "uni-2"),
+        placed(runs["noise"], tmp_path / "c", "texture-1"),
+    ]
+    members = [{"run": path.name, "path": str(path), "digest": ""} for path in paths[:2]]
+    both = placed(runs["good"], tmp_path / "both", "texture-1", kind="ensemble", members=members)
+    found = compare([*paths, both])
+    assert {name: [row.name for row in rows] for name, rows in found.groups.items()} == {
+        "texture-1": ["a", "c"],
+        "several feature sets": ["both"],
+        "uni-2": ["b"],
+    }
+    lines = found.to_text().splitlines()
+    assert [line.split()[0] for line in lines if not line.startswith(("!", "mean"))] == [
+        "run", "texture-1:", "a", "c", "several", "both", "uni-2:", "b",
+    ]  # fmt: skip
+    assert found.to_markdown().count("| --- |") == 3
+    assert feature_sets(Run.load(both)) == ("texture-1", "uni-2")
+
+
+def test_another_metric_may_decide(runs):
+    paths = [run.path for run in runs.values()]
+    found = compare(paths, metric="brier")
+    assert [row.name for row in found.rows] == ["good", "fair", "noise"]
+    best, noise = (runs[name].test_probabilities() for name in ("good", "noise"))
+    told = paired_bootstrap(best.y_true, noise.prob, best.prob, best.patient_ids)["brier"]
+    assert found.rows[2].to_best == told
+    assert told.value > 0
+    assert found.to_text().splitlines()[0].split()[2] == "brier"
+    assert found.to_json()["metric"] == "brier"
+    with pytest.raises(OptionError, match="use one of macro_f1, accuracy"):
+        compare(paths, metric="f1")
 
 
 def test_nothing_to_compare_is_refused():

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
 
 import numpy as np
 import pytest
 
 from tests.zoo.runs import make_bags, make_run
+from tests.zoo.tasks import drawn
 from zoo.bags import Bags
 from zoo.blending import LEARNED, RULES
 from zoo.ensembles import ensemble, learned_text
 from zoo.errors import NotSupported, RunError
-from zoo.fit import fit_run
+from zoo.fit import fit_run, make_split
 from zoo.heads import spec
-from zoo.metrics import make_scorer
 from zoo.recipes import recipe
 from zoo.report import reproduce
 from zoo.run import Run
 from zoo.split import Split
-from zoo.tasks import Task
 
 KEYS = ["image_id", "patient_id", "fold", "seed", "role", "target"]
 
@@ -168,17 +166,39 @@ def test_weights_are_learned_within_a_repeat_and_many_folds_are_summed_up(tmp_pa
     assert first.predictions.equals(frame[frame["fold"] < 3].reset_index(drop=True))
 
 
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """Give a function that fits two heads to bags of a kind of task."""
+
+    def fit(kind):
+        folder = tmp_path_factory.mktemp(kind)
+        bags = drawn(kind, 48, 0)
+        heads = [spec("logistic", inverse_penalty=value) for value in (0.01, 1.0)]
+        split = make_split(bags, folds=3)
+        return [
+            fit_run(bags, head, out=folder / str(number), split=split).path
+            for number, head in enumerate(heads)
+        ]
+
+    return fit
+
+
 @pytest.mark.parametrize("options", [{"rule": "rank"}, {"calibrate": "temperature"}])
-def test_what_needs_classes_is_refused_where_there_are_none(tmp_path, options):
-    runs = [make_run(tmp_path / name) for name in ("a", "b")]
-    for run in runs:
-        told = {**run.document, "task": Task.of("ordinal", "label").to_json()}
-        scores = make_scorer(Task.of("ordinal", "label"), [0, 1], np.eye(2)).names
-        told["metrics"]["test"] |= dict.fromkeys(scores, told["metrics"]["test"]["macro_f1"])
-        (run.path / "run.json").write_text(json.dumps(told))
-    with pytest.raises(NotSupported, match="class probabilities, not ordinal: use rule mean"):
-        ensemble([run.path for run in runs], out=tmp_path / "out", **options)
+def test_what_needs_classes_is_refused_where_there_are_none(fitted, tmp_path, options):
+    with pytest.raises(NotSupported, match="class probabilities, not multi-label: use rule mean"):
+        ensemble(fitted("multi-label"), out=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_levels_are_combined_by_every_rule_as_classes_are(fitted, tmp_path):
+    paths = fitted("ordinal")
+    for rule in RULES:
+        made = ensemble(paths, rule, out=tmp_path / rule, calibrate="temperature")
+        columns = list(made.task.value_columns(made.classes))
+        sums = made.predictions[columns].to_numpy().sum(axis=1)
+        np.testing.assert_allclose(sums, 1, atol=1e-9)
+        assert "level_mae" in made.document["metrics"]["test"]
+        assert made.document["learned"]["temperature"]["folds"].keys() == {"0", "1", "2"}
 
 
 def test_an_ensemble_is_never_written_over_a_run(members):

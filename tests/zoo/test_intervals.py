@@ -8,9 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from zoo.intervals import SHARES, effective_size, percentile_interval, share_interval, wilson
+from zoo.intervals import (
+    SHARES,
+    basic_interval,
+    effective_size,
+    percentile_interval,
+    share_interval,
+    square_and_add,
+    wilson,
+)
 from zoo.metrics import METRICS
-from zoo.statistics import bootstrap
+from zoo.statistics import bootstrap, metric_draws
 
 
 @given(st.integers(1, 400), st.data())
@@ -66,3 +74,49 @@ def test_other_metrics_keep_their_percentiles():
     draws = np.r_[np.linspace(-1, 1, 101), np.full(50, np.nan)]
     assert percentile_interval(draws) == pytest.approx((-0.95, 0.95))
     assert percentile_interval(np.r_[draws, np.full(60, np.nan)]) == (None, None)
+
+
+@given(st.floats(0, 1), st.lists(st.floats(0, 1), min_size=5, max_size=50))
+def test_a_basic_interval_holds_its_value_and_does_not_go_below_zero(value, draws):
+    low, high = basic_interval(value, np.array(draws))
+    assert 0 <= low <= value <= high
+
+
+def test_the_calibration_error_is_held_where_percentiles_leave_it_out():
+    # Probabilities that are right: resamples overstate how far off they are, and so does the value.
+    rng = np.random.default_rng(0)
+    held = {"basic": 0, "percentiles": 0}
+    for _ in range(40):
+        prob = rng.dirichlet([1, 1, 1], 120)
+        said = prob**1.5 / (prob**1.5).sum(axis=1, keepdims=True)
+        y = (rng.random(120)[:, None] > prob.cumsum(axis=1)).sum(axis=1)
+        found = bootstrap(y, said, [str(i) for i in range(120)], n_resamples=150)["ece"]
+        assert found.low <= found.value <= found.high
+        held["basic"] += found.low <= 0.082 <= found.high  # of 400,000 images
+        draws = ece_draws(y, said)
+        low, high = percentile_interval(draws)
+        held["percentiles"] += low <= 0.082 <= high
+    assert held["basic"] >= 32
+    assert held["percentiles"] < 28
+
+
+def ece_draws(y, prob):
+    names = [str(i) for i in range(len(y))]
+    return metric_draws(y, [prob], names, "ece", n_resamples=150)[1][0]
+
+
+@given(st.floats(0.05, 0.95), st.floats(0.05, 0.95), st.integers(10, 200), st.integers(10, 200))
+def test_a_difference_of_shares_lies_in_its_interval_which_mirrors(a, b, n, m):
+    first, second = (a, *wilson(a, n)), (b, *wilson(b, m))
+    low, high = square_and_add(first, second)
+    assert -1 <= low <= a - b <= high <= 1
+    assert square_and_add(second, first) == pytest.approx((-high, -low))
+
+
+def test_the_interval_of_a_drop_holds_the_truth():
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(600):
+        a, b = rng.binomial(80, 0.9) / 80, rng.binomial(40, 0.7) / 40
+        low, high = square_and_add((a, *wilson(a, 80)), (b, *wilson(b, 40)))
+        held += low <= 0.2 <= high
+    assert 0.925 <= held / 600 <= 0.98

@@ -197,7 +197,7 @@ def rewritten(ensemble, path, **changes):
     return path
 
 
-def test_learned_weights_are_averaged_and_other_rules_refused(run, other, home, folder, tmp_path):
+def test_learned_weights_count_and_pools_are_no_averages(run, other, home, tmp_path):
     both = ensemble([run.path, other.path], out=tmp_path / "ensemble")
     store = open_store(home.store)
     learned = {"weights": {"mean": [0.75, 0.25], "folds": {}}}
@@ -206,7 +206,9 @@ def test_learned_weights_are_averaged_and_other_rules_refused(run, other, home, 
     for rule in ("stack", "rank"):
         path = rewritten(both, tmp_path / rule, rule=rule)
         with pytest.raises(NotSupported, match=f"rule {rule}, which cannot be applied to new"):
-            predict(path, home.store)
+            open_panel(path, store)
+    with pytest.raises(RunError, match="does not tell the weights that it learned"):
+        predict(tmp_path / "stack", home.store)
 
 
 def test_members_that_changed_or_went_are_told(other, home, tmp_path):

@@ -14,7 +14,7 @@ from zoo.ensembles import ensemble
 from zoo.errors import NotSupported, RunError
 from zoo.heads import load_head, spec
 from zoo.jobs import _light
-from zoo.metrics import evaluate, headline, higher_is_better, metric_names
+from zoo.metrics import evaluate, headline, higher_is_better, metric_names, metric_title
 from zoo.recipes import recipe
 from zoo.report import write_report
 from zoo.run import Run
@@ -189,9 +189,29 @@ def test_runs_of_a_task_are_averaged(runs, tmp_path):
     assert compare([both.path, made[0].path]).rows
 
 
-def test_reports_of_other_tasks_are_refused_in_one_line(runs, tmp_path):
-    with pytest.raises(NotSupported, match="use zoo compare"):
-        write_report([runs[1][0].path], tmp_path / "report")
+def test_other_tasks_are_reported_with_what_applies(runs, tmp_path):
+    kind, made = runs[0].task.kind, runs[1]
+    page = write_report([run.path for run in made], tmp_path / "report").read_text("utf-8")
+    for words, kinds in {
+        "Confusion matrix": {"ordinal"},
+        "Classification report": {"ordinal", "multi-label"},
+        "ROC and precision-recall": {"ordinal", "multi-label"},
+        "Calibration": {"ordinal", "multi-label"},
+        "Operating points": {"multi-label"},
+        "Bland–Altman": {"regression"},
+        "Kaplan–Meier": {"survival"},
+    }.items():
+        assert (words in page) == (kind in kinds), words
+    assert "Infinity" not in page
+    assert ">nan" not in page
+    markdown = (tmp_path / "report" / "report.md").read_text("utf-8")
+    assert metric_title(headline(made[0].task)).lower() in markdown.lower()
+
+
+def test_runs_of_two_tasks_are_not_put_into_one_report(runs, tmp_path):
+    other = make_run(tmp_path / "other")
+    with pytest.raises(RunError, match="differ in task"):
+        write_report([runs[1][0].path, other.path], tmp_path / "report")
 
 
 def test_a_damaged_table_is_refused(runs, tmp_path):

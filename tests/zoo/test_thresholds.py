@@ -94,3 +94,14 @@ def test_what_does_not_fit_is_refused(run, tmp_path):
     unseen = dataclasses.replace(run, predictions=table[table["role"] == "test"])
     with pytest.raises(RunError, match="fold 0 has no validation images"):
         operating_points(unseen)
+
+
+def test_a_class_of_several_is_held_against_the_rest(tmp_path):
+    three = make_run(tmp_path / "three", bags=make_bags(0.5, k=3))
+    for point in operating_points(three, positive="class 1", n_resamples=100):
+        tested = three.predictions[three.predictions["role"] == "test"]
+        called = tested["prob_class 1"] >= tested["fold"].map(point.thresholds)
+        is_one = tested["target"] == "class 1"
+        assert point.sensitivity.value == pytest.approx(called[is_one].mean())
+        assert point.ppv.value == pytest.approx(is_one[called].mean())
+        assert point.npv.value == pytest.approx(1 - is_one[~called].mean())

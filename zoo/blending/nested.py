@@ -89,6 +89,10 @@ class Blend:
     """``(fold, member)``, of the test rows; None where the rule learns none."""
     temperature: NDArray[np.float64] | None
     """``(fold,)``, of the test rows; None where nothing is calibrated."""
+    final_weights: NDArray[np.float64] | None = None
+    """``(member,)``, learned once more from all out-of-fold rows: for images beyond the folds."""
+    final_temperature: float | None = None
+    """The same."""
 
 
 def blend(members: Members, rule: str = "mean", calibrate: str = "none") -> Blend:
@@ -127,13 +131,37 @@ def blend(members: Members, rule: str = "mean", calibrate: str = "none") -> Blen
             temperature = find_temperature(told, members.y_true[learn])
         prob[rows] = cooled(pool(weights, source[:, rows]), temperature)
         kept[fold] = weights, temperature  # the test part comes last
+    final_weights, final_temperature = _final(members, rule, calibrate, source)
     return Blend(
         prob=prob,
         folds=folds,
+        final_weights=final_weights,
+        final_temperature=final_temperature,
         weights=np.array([kept[fold][0] for fold in folds]) if learns else None,
         temperature=np.array([kept[fold][1] for fold in folds])
         if calibrate == "temperature"
         else None,
+    )
+
+
+def _final(
+    members: Members, rule: str, calibrate: str, source: NDArray[np.float64]
+) -> tuple[NDArray[np.float64] | None, float | None]:
+    """Learn from all out-of-fold rows, repeat by repeat, and average over repeats."""
+    weights, temperatures = [], []
+    repeat_of = members.fold // members.n_folds
+    for repeat in np.unique(repeat_of):
+        rows = np.flatnonzero((members.role == "test") & (repeat_of == repeat))
+        if not len(rows):
+            continue
+        if rule in LEARNED:
+            weights.append(_weights(members, rule, rows))
+        if calibrate == "temperature":
+            told = _unseen(members, rule, rows) if rule in LEARNED else source[0, rows]
+            temperatures.append(find_temperature(told, members.y_true[rows]))
+    return (
+        np.mean(weights, axis=0) if weights else None,
+        float(np.exp(np.mean(np.log(temperatures)))) if temperatures else None,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["rank_pool"]
+__all__ = ["rank_among", "rank_pool"]
 
 
 def rank_pool(prob: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -48,7 +48,59 @@ def rank_pool(prob: NDArray[np.float64]) -> NDArray[np.float64]:
     levels = np.sort(prob, axis=1).mean(axis=0)
     places = np.arange(1, n_images + 1)
     columns = [np.interp(ranks[:, k], places, levels[:, k]) for k in range(n_classes)]
-    pooled = np.stack(columns, axis=1)
+    return _scaled(np.stack(columns, axis=1))
+
+
+def rank_among(prob: NDArray[np.float64], reference: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Do the same to single images, by their ranks among images that are known.
+
+    An image's rank is read between those of the images whose probabilities stand next to its own,
+    0 below and 1 above all; the mean rank then becomes the probability that stands there. So the
+    result depends on no other new image.
+
+    Parameters
+    ----------
+    prob
+        ``(member, image, class)``.
+    reference
+        ``(member, known image, class)``.
+
+    Returns
+    -------
+    prob
+        ``(image, class)``.
+
+    Examples
+    --------
+    >>> known = np.array([[[0.1, 0.9], [0.3, 0.7], [0.8, 0.2]]])
+    >>> rank_among(np.array([[[0.2, 0.8], [0.9, 0.1]]]), known).round(3).tolist()
+    [[0.2, 0.8], [0.9, 0.1]]
+    """
+    n_known, n_classes = reference.shape[1:]
+    places = np.arange(n_known + 2, dtype=np.float64)
+    columns = []
+    for k in range(n_classes):
+        ranks = [_place(prob[m, :, k], reference[m, :, k]) for m in range(len(prob))]
+        levels = np.sort(reference[:, :, k], axis=1).mean(axis=0)
+        columns.append(np.interp(np.mean(ranks, axis=0), places, np.r_[0.0, levels, 1.0]))
+    return _scaled(np.stack(columns, axis=1))
+
+
+def _place(values: NDArray[np.float64], known: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Read ranks among known values, from 1; equal ones share their mean rank."""
+    marks, counts = np.unique(known, return_counts=True)
+    ranks = counts.cumsum() - (counts - 1) / 2
+    # Nothing is below 0 or above 1: there the scale ends, unless a known value stands there.
+    if marks[0] > 0:
+        marks, ranks = np.r_[0.0, marks], np.r_[0.0, ranks]
+    if marks[-1] < 1:
+        marks, ranks = np.r_[marks, 1.0], np.r_[ranks, len(known) + 1.0]
+    return np.asarray(np.interp(values, marks, ranks))
+
+
+def _scaled(pooled: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scale rows to sum 1."""
+    n_classes = pooled.shape[1]
     total = pooled.sum(axis=1, keepdims=True)
     # Nobody gives such an image anything: each class is as likely as another.
     shares: NDArray[np.float64] = np.where(

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from histostore.errors import HistostoreError, StorageError
+from histostore.errors import HistostoreError, OptionError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from zoo.report.model import Example, PatchCounts, ReportData
     from zoo.run import Run
 
-__all__ = ["collect", "write_report"]
+__all__ = ["N_FULL", "collect", "write_report"]
+
+N_FULL = 10
+"""Runs that are shown in full; of more, the best."""
 
 
 def write_report(
@@ -25,8 +28,11 @@ def write_report(
     *,
     cohort: str | Path | None = None,
     storage_options: dict[str, Any] | None = None,
+    metric: str | None = None,
+    external: Iterable[str | Path] = (),
+    n_full: int = N_FULL,
 ) -> Path:
-    """Report on runs and ensembles.
+    """Report on runs and ensembles of one task.
 
     Writes ``index.html`` (one file, nothing else to load), ``report.md`` (for a pull
     request) and ``report.json`` (the same numbers for programs). The same runs give the
@@ -42,6 +48,12 @@ def write_report(
         Table with the images, where it has moved since the runs were made.
     storage_options
         For cohorts, images and stores in a bucket.
+    metric
+        By which runs are ranked and compared; the first of their task where left out.
+    external
+        Tables that ``zoo predict`` wrote for cohorts with labels: the external test.
+    n_full
+        So many runs, the best, are shown in full; all stand in the tables.
 
     Returns
     -------
@@ -51,7 +63,10 @@ def write_report(
     Raises
     ------
     RunError
-        If there are no runs, or a directory is not one.
+        If there are no runs, a directory is not one, tasks differ, or predictions are of a run
+        that is not here.
+    OptionError
+        If the task has no such metric, or nothing would be shown in full.
     StorageError
         If the folder cannot be written.
 
@@ -64,7 +79,15 @@ def write_report(
     from zoo.report.model import to_json
 
     out = Path(out_dir)
-    data = collect(run_paths, out_dir=str(out_dir), cohort=cohort, storage_options=storage_options)
+    data = collect(
+        run_paths,
+        out_dir=str(out_dir),
+        cohort=cohort,
+        storage_options=storage_options,
+        metric=metric,
+        external=external,
+        n_full=n_full,
+    )
     document = json.dumps(to_json(data), indent=1, ensure_ascii=False, allow_nan=False)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -82,27 +105,44 @@ def collect(
     out_dir: str = "report",
     cohort: str | Path | None = None,
     storage_options: dict[str, Any] | None = None,
+    metric: str | None = None,
+    external: Iterable[str | Path] = (),
+    n_full: int = N_FULL,
 ) -> ReportData:
     """Gather everything that :func:`write_report` writes; ``out_dir`` is named in a command."""
-    from zoo.report import gather, reproduce
+    from zoo.report import gather, ranking, reproduce, standing
+    from zoo.report.external import read_external
     from zoo.report.images import choose_examples
     from zoo.report.model import ReportData
 
-    runs = gather.load_runs(run_paths)
-    views, facts = gather.views(runs), gather.facts(runs)
+    if n_full < 1:
+        raise OptionError(f"{n_full} runs in full: show 1 at least")
+    tables = [str(path) for path in external]
+    runs, name = gather.load_runs(run_paths, metric)
+    judged = [run.test_probabilities() for run in runs]
+    views = gather.views(runs, judged, name, n_full)
+    facts = standing.facts(runs, name)
+    told_ranks, ranks_note = ranking.ranks(runs, name)
+    alike = [mine for mine in judged[:n_full] if ranking.same_images(mine, judged[0])]
     patches, examples, image_notes = _patches(
-        runs, choose_examples(runs[0]), cohort=cohort, storage_options=storage_options
+        runs, choose_examples(runs[0], alike), cohort=cohort, storage_options=storage_options
     )
     return ReportData(
-        title=gather.title(len(runs), facts.cohort_url),
-        summary=gather.summary(views, facts),
+        title=standing.title(len(runs), facts.cohort_url),
+        summary=standing.summary(views, facts),
         facts=facts,
         runs=views,
+        n_full=min(n_full, len(views)),
+        groups=ranking.groups(views, runs),
+        ranks=told_ranks,
+        ranks_note=ranks_note,
+        pairs=ranking.pairs(runs, judged, name),
+        external=read_external(tables, runs),
         patches=patches,
         examples=examples,
-        notes=gather.notes(runs),
+        notes=standing.notes(runs),
         image_notes=image_notes,
-        commands=reproduce.commands(runs, out_dir),
+        commands=reproduce.commands(runs, out_dir, metric=metric, external=tables),
         digests=reproduce.digests(runs),
         versions=reproduce.versions(runs),
     )

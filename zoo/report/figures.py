@@ -7,11 +7,11 @@ figure serves light, dark and print. Text is at least 11 px where a figure is 35
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
+from zoo.report.svg import Axis, figure, line, rect, text, ticks
 from zoo.report.text import number
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from zoo.report.model import Curve, Interval, PatchCounts, Picture
 
 __all__ = [
+    "BOUNDS",
     "Axis",
     "curve_chart",
     "histogram",
@@ -29,58 +30,16 @@ __all__ = [
     "whisker_axis",
 ]
 
+BOUNDS = dict.fromkeys(
+    ("macro_f1", "micro_f1", "accuracy", "balanced_accuracy", "auroc", "auprc", "c_index"),
+    (0.0, 1.0),
+) | {"mae": (0.0, 1e12), "rmse": (0.0, 1e12), "log_loss": (0.0, 1e12)}
+"""What a metric can be at all; a band of a learning curve does not reach beyond."""
+
 _WIDTH, _HEIGHT = 440, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 14, 40
 _WIDEST_BAR = 56
 _WHISKER_WIDTH, _WHISKER_HEIGHT, _WHISKER_PAD = 220, 46, 14
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Axis:
-    """A linear scale from data to drawing units, with the ticks that bound it."""
-
-    ticks: tuple[float, ...]
-    start: float
-    """Where the first tick lies, in drawing units."""
-
-    stop: float
-    """Where the last tick lies."""
-
-    def __call__(self, value: float) -> float:
-        """Place a value; values outside the ticks are moved to the nearer end."""
-        low, high = self.ticks[0], self.ticks[-1]
-        share = (min(max(value, low), high) - low) / (high - low)
-        return round(self.start + share * (self.stop - self.start), 1)
-
-    @property
-    def digits(self) -> int:
-        """Decimals that the tick labels need."""
-        step = self.ticks[1] - self.ticks[0]
-        return max(0, -math.floor(math.log10(step) + 1e-9))
-
-
-def ticks(low: float, high: float, most: int = 5) -> tuple[float, ...]:
-    """Choose round numbers, evenly spaced, that enclose an interval.
-
-    Examples
-    --------
-    >>> ticks(0.42, 0.93)
-    (0.4, 0.6, 0.8, 1.0)
-    >>> ticks(3, 3)
-    (2.5, 3.0, 3.5)
-    """
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return (0.0, 0.5, 1.0)
-    if high - low < 1e-9:
-        low, high = low - 0.5, high + 0.5
-    rough = (high - low) / most
-    power = 10.0 ** math.floor(math.log10(rough))
-    for factor in (1.0, 2.0, 5.0, 10.0, 20.0):
-        step = factor * power
-        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-        if last - first <= most:
-            break
-    return tuple(round(i * step, 10) for i in range(first, last + 1))
 
 
 def whisker_axis(intervals: Sequence[Interval]) -> Axis:
@@ -103,17 +62,17 @@ def whisker(
     figure is hidden from screen readers: its numbers stand in the cell beside it.
     """
     if interval is None:
-        parts = [_text(axis(t), 14, number(t, axis.digits), "tick", "middle") for t in axis.ticks]
+        parts = [text(axis(t), 14, number(t, axis.digits), "tick", "middle") for t in axis.ticks]
         return _row(parts, height=20)
     middle = _WHISKER_HEIGHT / 2
     parts = []
     # a little taller than the row, so that bands and grid lines run on from row to row
     if leader is not None and math.isfinite(leader.low) and math.isfinite(leader.high):
         left, right = axis(leader.low), axis(leader.high)
-        parts.append(_rect(left, -3, right - left, _WHISKER_HEIGHT + 6, "reference"))
-    parts += [_line(axis(t), -3, axis(t), _WHISKER_HEIGHT + 3, "grid") for t in axis.ticks]
+        parts.append(rect(left, -3, right - left, _WHISKER_HEIGHT + 6, "reference"))
+    parts += [line(axis(t), -3, axis(t), _WHISKER_HEIGHT + 3, "grid") for t in axis.ticks]
     if math.isfinite(interval.low) and math.isfinite(interval.high):
-        parts.append(_line(axis(interval.low), middle, axis(interval.high), middle, "whisker"))
+        parts.append(line(axis(interval.low), middle, axis(interval.high), middle, "whisker"))
     if math.isfinite(interval.value):
         parts.append(_dot(axis(interval.value), middle, is_diamond=is_ensemble))
     return _row(parts, height=_WHISKER_HEIGHT)
@@ -168,7 +127,7 @@ def curve_chart(
         parts += _end_labels(there, x, y)
     if peak is not None:
         parts += _peak_mark(peak, x, y)
-    return _figure(parts, label)
+    return figure(parts, label, width=_WIDTH, height=_HEIGHT)
 
 
 def histogram(counts: PatchCounts) -> Markup:
@@ -186,17 +145,17 @@ def histogram(counts: PatchCounts) -> Markup:
         name = str(first) if first == last else f"{first}–{last}"
         parts.append(
             f"<g><title>{escape(name)} patches: {n} images</title>"
-            f"{_rect(left + gap / 2, top, width - gap, y.start - top, 'bar')}</g>"
+            f"{rect(left + gap / 2, top, width - gap, y.start - top, 'bar')}</g>"
         )
         if i % every == 0:
-            parts.append(_text(left + width / 2, y.start + 16, str(first), "tick", "middle"))
-    parts.append(_line(_LEFT, y.start, _WIDTH - _RIGHT, y.start, "axis"))
-    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, "patches per image", "title", "middle"))  # fmt: skip
+            parts.append(text(left + width / 2, y.start + 16, str(first), "tick", "middle"))
+    parts.append(line(_LEFT, y.start, _WIDTH - _RIGHT, y.start, "axis"))
+    parts.append(text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, "patches per image", "title", "middle"))  # fmt: skip
     label = (
         f"Histogram: {counts.n_images} images have between {counts.smallest} and "
         f"{counts.largest} patches, median {counts.median:g}."
     )
-    return _figure(parts, label)
+    return figure(parts, label, width=_WIDTH, height=_HEIGHT)
 
 
 def overlay(picture: Picture, *, label: str) -> Markup:
@@ -217,6 +176,7 @@ def overlay(picture: Picture, *, label: str) -> Markup:
             outlines += f'<path class="halo" d="{squares}"/><path class="{css}" d="{squares}"/>'
     return Markup(  # noqa: S704 (numbers and base64 only; the label is escaped)
         f'<svg class="photo" viewBox="0 0 {w} {h}" role="img" aria-label="{escape(label)}">'
+        f"<title>{escape(label)}</title>"
         f'<image href="data:image/jpeg;base64,{data}" width="{w}" height="{h}" '
         f'preserveAspectRatio="none"/>{outlines}</svg>'
     )
@@ -229,31 +189,24 @@ def _row(parts: Sequence[str], *, height: int) -> Markup:
     )
 
 
-def _figure(parts: Sequence[str], label: str) -> Markup:
-    return Markup(  # noqa: S704 (texts are escaped in _text, the label here)
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
-    )
-
-
 def _frame(x: Axis, y: Axis, y_title: str) -> list[str]:
     parts = _y_axis(y, y_title, right=x.stop)
     for epoch in _whole(ticks(x.ticks[0], x.ticks[-1], most=6)):
         if x.ticks[0] <= epoch <= x.ticks[-1]:
-            parts.append(_text(x(epoch), y.start + 17, number(epoch, 0), "tick", "middle"))
-            parts.append(_line(x(epoch), y.start, x(epoch), y.start + 4, "axis"))
-    parts.append(_line(x.start, y.start, x.stop, y.start, "axis"))
+            parts.append(text(x(epoch), y.start + 17, number(epoch, 0), "tick", "middle"))
+            parts.append(line(x(epoch), y.start, x(epoch), y.start + 4, "axis"))
+    parts.append(line(x.start, y.start, x.stop, y.start, "axis"))
     if y.ticks[0] < 0 < y.ticks[-1]:
-        parts.append(_line(x.start, y(0), x.stop, y(0), "axis"))
-    parts.append(_text((x.start + x.stop) / 2, _HEIGHT - 6, "epoch", "title", "middle"))
+        parts.append(line(x.start, y(0), x.stop, y(0), "axis"))
+    parts.append(text((x.start + x.stop) / 2, _HEIGHT - 6, "epoch", "title", "middle"))
     return parts
 
 
 def _y_axis(y: Axis, title: str, right: float = _WIDTH - _RIGHT) -> list[str]:
     parts = []
     for tick in y.ticks:
-        parts.append(_line(_LEFT, y(tick), right, y(tick), "grid"))
-        parts.append(_text(_LEFT - 7, y(tick) + 4, number(tick, y.digits), "tick", "end"))
+        parts.append(line(_LEFT, y(tick), right, y(tick), "grid"))
+        parts.append(text(_LEFT - 7, y(tick) + 4, number(tick, y.digits), "tick", "end"))
     middle = (y.start + y.stop) / 2
     parts.append(
         f'<text class="title" transform="translate(11 {middle}) rotate(-90)" '
@@ -280,7 +233,7 @@ def _end_labels(curves: Sequence[tuple[str, str, Curve]], x: Axis, y: Axis) -> l
     parts, last = [], -math.inf
     for height, name, css, end in placed:
         last = max(height, last + 15)
-        parts.append(_text(end + 6, min(last, _HEIGHT - 8), name, f"name {css}", "start"))
+        parts.append(text(end + 6, min(last, _HEIGHT - 8), name, f"name {css}", "start"))
     return parts
 
 
@@ -289,12 +242,12 @@ def _peak_mark(peak: tuple[int, float], x: Axis, y: Axis) -> list[str]:
     at = x(epoch)
     anchor = "end" if at > (x.start + x.stop) / 2 else "start"
     return [
-        _line(at, y(value), at, y.start, "drop"),
+        line(at, y(value), at, y.start, "drop"),
         f'<circle class="peak" cx="{at}" cy="{y(value)}" r="4"/>',
-        _text(
+        text(
             at + (-6 if anchor == "end" else 6),
             y.start - 7,
-            f"peak {number(value)}, epoch {epoch}",
+            f"best {number(value)}, epoch {epoch}",
             "tick",
             anchor,
         ),
@@ -311,19 +264,3 @@ def _dot(x: float, y: float, *, is_diamond: bool) -> str:
     if is_diamond:
         return f'<path class="dot" d="M{x} {y - 6}l6 6l-6 6l-6 -6z"/>'
     return f'<circle class="dot" cx="{x}" cy="{y}" r="4.5"/>'
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
-    return f'<line class="{css}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
-
-
-def _rect(x: float, y: float, width: float, height: float, css: str) -> str:
-    return (
-        f'<rect class="{css}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"/>'
-    )
-
-
-def _text(x: float, y: float, words: str, css: str, anchor: str) -> str:
-    return (
-        f'<text class="{css}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
-    )

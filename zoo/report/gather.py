@@ -3,182 +3,109 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from zoo.errors import NotSupported, RunError
-from zoo.metrics import confusion_matrix
+from zoo.comparison import check_metric, feature_sets, group_name
+from zoo.contrasts import against_best
+from zoo.errors import RunError
+from zoo.metrics import headline, higher_is_better
+from zoo.report.cost import cost
+from zoo.report.judging import judge, tables
 from zoo.report.learning import learning
-from zoo.report.model import ClassCount, Difference, Facts, Interval, RunView
-from zoo.report.scores import classification_report, majority
-from zoo.report.text import bracket, count, number, prose_list
-from zoo.significance import holm
-from zoo.statistics import paired_bootstrap
+from zoo.report.model import Difference, Interval, RunView
+from zoo.report.ranking import same_images
+from zoo.report.sections import Operating, Range
+from zoo.thresholds import operating_points
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    import pandas as pd
-
+    from zoo.contrasts import Contrast
     from zoo.predictions import Predictions
     from zoo.run import Run
+    from zoo.statistics import Interval as Bounds
 
-__all__ = ["facts", "load_runs", "notes", "summary", "title", "views"]
+__all__ = ["intervals", "load_runs", "views"]
 
 _NAN = float("nan")
 
+_RESAMPLES = 1000
+"""For each of the many intervals at operating points."""
 
-def load_runs(run_paths: Iterable[str | Path]) -> tuple[Run, ...]:
-    """Load runs, the best macro-F1 first.
+
+def load_runs(
+    run_paths: Iterable[str | Path], metric: str | None = None
+) -> tuple[tuple[Run, ...], str]:
+    """Load runs, the best by a metric first; give that metric, too.
 
     Raises
     ------
     RunError
-        If there is nothing to report on, or a directory is not a run.
-    NotSupported
-        If a run is of another task than classification.
+        If there is nothing to report on, a directory is not a run, or tasks differ.
+    OptionError
+        If the task has no such metric.
     """
     from zoo.run import Run
 
     runs = [Run.load(path) for path in run_paths]
     if not runs:
         raise RunError("no runs were given; name at least one run directory")
-    others = [run for run in runs if run.task.kind != "classification"]
-    if others:
-        raise NotSupported(
-            f"{others[0].path} learned task {others[0].task.kind}, but reports are of "
-            "classification alone so far: use zoo compare"
-        )
-    return tuple(sorted(runs, key=lambda run: (-_macro_f1(run), run.name)))
-
-
-def views(runs: Sequence[Run]) -> tuple[RunView, ...]:
-    """Compute what is shown of each run, in the order given; the first one leads."""
-    judged = [run.test_probabilities() for run in runs]
-    gaps = [None, *(_difference(mine, judged[0]) for mine in judged[1:])]
-    # Several runs are held against one, so p-values are Holm's, as those of zoo compare.
-    corrected = holm([None if gap is None else gap.p for gap in gaps])
-    differences = [
-        None if gap is None or p is None else replace(gap, p=p)
-        for gap, p in zip(gaps, corrected, strict=True)
-    ]
-    return tuple(
-        _view(run, mine, difference, number=i)
-        for i, (run, mine, difference) in enumerate(
-            zip(runs, judged, differences, strict=True), start=1
-        )
-    )
-
-
-def facts(runs: Sequence[Run]) -> Facts:
-    """Say what was compared, as the leading run (the first) recorded it."""
-    leader = runs[0].document
-    store, cohort = leader.get("store") or {}, leader.get("cohort") or {}
-    images = _image_table(runs)
-    y_true = runs[0].test_probabilities().y_true
-    share, macro_f1 = majority(y_true)
-    created = sorted({str(run.document.get("created", ""))[:10] for run in runs} - {""})
-    return Facts(
-        cohort_url=str(cohort.get("url", "")),
-        cohort_digest=str(cohort.get("digest", "")),
-        target=str(leader.get("target", "")),
-        n_images=len(images),
-        n_test=len(y_true),
-        n_patients=int(images["patient_id"].nunique()),
-        has_patients=_has_patients(images),
-        n_unlabelled=int(cohort.get("n_unlabelled", 0)),
-        classes=_class_counts(images, runs[0].classes),
-        store_url=str(store.get("url", "")),
-        feature_sets=tuple(dict.fromkeys(_feature_set(run) for run in runs if _feature_set(run))),
-        snapshot=str(store.get("snapshot", "")),
-        spec=dict(store.get("spec") or {}),
-        augmentation=str(leader.get("augmentation", "")),
-        split=dict(leader.get("split") or {}),
-        seeds=tuple(sorted({int(s) for run in runs for s in run.document.get("seeds", ())})),
-        created=tuple(dict.fromkeys((created[0], created[-1]))) if created else (),
-        majority_accuracy=share,
-        majority_macro_f1=macro_f1,
-    )
-
-
-def title(n_runs: int, cohort_url: str) -> str:
-    """Name the report after the cohort, or its folder where the table's own name says nothing.
-
-    Examples
-    --------
-    >>> title(3, "s3://lab/lymphoma/cohort.csv"), title(1, "breast.parquet"), title(1, "")
-    ('3 runs on lymphoma', '1 run on breast', '1 run on one cohort')
-    """
-    path = PurePosixPath(cohort_url)
-    name = path.parent.name if path.stem in {"cohort", "index", "table"} else path.stem
-    return f"{count(n_runs, 'run')} on {name or path.stem or 'one cohort'}"
-
-
-def summary(runs: Sequence[RunView], facts: Facts) -> str:
-    """Put the result into one or two sentences, with intervals."""
-    best = runs[0]
-    over, pairing = count(facts.n_test, "image"), "image by image"
-    if facts.has_patients:
-        over += f" of {count(facts.n_patients, 'patient')}"
-        pairing = "patient by patient"
-    if len(runs) == 1:
-        return f"{best.name} reaches {_score(best)} on {over}."
-    lead = f"{best.name} is ahead on {over}: {_score(best)}."
-    rivals = [run for run in runs[1:] if run.difference and not run.difference.is_clear]
-    if rivals:
-        named = [f"{run.name} ({number(_value(run), 2)})" for run in rivals[:3]]
-        if len(rivals) > 3:
-            named.append(f"{len(rivals) - 3} more")
-        return f"{lead} Compared {pairing}, {prose_list(named)} cannot be told apart from it."
-    following = next((run for run in runs[1:] if run.difference), None)
-    if following is None or following.difference is None:
-        return lead
-    behind = following.difference
-    return (
-        f"{lead} Compared {pairing}, the next, {following.name}, is behind by "
-        f"{number(-behind.value, 2)} [{number(-behind.high, 2)}, {number(-behind.low, 2)}]."
-    )
-
-
-def notes(runs: Sequence[Run]) -> tuple[str, ...]:
-    """List the differences between runs that make their numbers hard to compare."""
-    leader, found = runs[0], []
-    for what, key in (
-        ("cohort", lambda run: (run.document.get("cohort") or {}).get("digest")),
-        ("split", lambda run: (run.document.get("split") or {}).get("digest")),
-        ("target", lambda run: run.document.get("target")),
-        ("classes", lambda run: tuple(run.classes)),
-    ):
-        others = [run.name for run in runs[1:] if key(run) != key(leader)]
-        if others:
-            verb = "has" if len(others) == 1 else "have"
-            found.append(
-                f"{prose_list(others)} {verb} another {what} than {leader.name}: "
-                "their numbers cannot be compared with its own."
+    for run in runs[1:]:
+        if run.task.kind != runs[0].task.kind:
+            raise RunError(
+                f"{run.path} and {runs[0].path} cannot stand in one report, they differ in task: "
+                f"{run.task.kind} and {runs[0].task.kind}"
             )
-    if not _has_patients(_image_table(runs)):
-        found.append(
-            "The cohort has no patient ids, so every image counts as a patient of its own. Where "
-            "patients have several images, folds leak and the intervals are too narrow."
-        )
-    single = [
-        run.name for run in runs if not run.is_ensemble and len(run.document.get("seeds", ())) == 1
-    ]
-    if single:
-        found.append(f"{prose_list(single)}: one seed only, so the spread over seeds is unknown.")
-    return tuple(found)
+    name = check_metric(runs[0].task, metric)
+    return tuple(sorted(runs, key=lambda run: (_worse(run, name), run.name))), name
 
 
-def _view(run: Run, mine: Predictions, difference: Difference | None, *, number: int) -> RunView:
+def views(
+    runs: Sequence[Run], judged: Sequence[Predictions], metric: str, n_full: int
+) -> tuple[RunView, ...]:
+    """Compute what is shown of each run, in the order given; the first one leads.
+
+    Parameters
+    ----------
+    runs, judged
+        Runs of one task, with their test predictions.
+    metric
+        By which they are compared.
+    n_full
+        So many of them are shown in full.
+    """
+    # One seat each; what judged other images cannot be subtracted.
+    alike = [i for i in range(1, len(runs)) if same_images(judged[i], judged[0])]
+    tests = against_best(judged[0], [judged[i] for i in alike], runs[0].task, metric)
+    gaps = dict(zip(alike, tests, strict=True))
+    return tuple(
+        _view(run, mine, gaps.get(i), runs, number=i + 1, is_full=i < n_full)
+        for i, (run, mine) in enumerate(zip(runs, judged, strict=True))
+    )
+
+
+def intervals(metrics: Mapping[str, Any]) -> dict[str, Interval]:
+    """Read the metrics of one role, as in ``run.json``."""
+    return {key: _interval(value) for key, value in metrics.items()}
+
+
+def _view(
+    run: Run,
+    mine: Predictions,
+    gap: Contrast | None,
+    others: Sequence[Run],
+    *,
+    number: int,
+    is_full: bool,
+) -> RunView:
     document = run.document
     head = document.get("head") or {}
     metrics = document.get("metrics") or {}
-    y_true, prob = mine.y_true, mine.prob
-    counts = confusion_matrix(y_true, prob.argmax(axis=1), len(run.classes))
+    test = intervals(metrics.get("test") or {})
+    confusion, report = tables(mine, run.classes, run.task)
+    own = document.get("augmentation")
+    sets = feature_sets(run, others)
     return RunView(
         number=number,
         name=run.name,
@@ -188,57 +115,71 @@ def _view(run: Run, mine: Predictions, difference: Difference | None, *, number:
         settings=dict(head.get("settings") or {}),
         recipe=dict(document.get("recipe") or {}),
         members=tuple(document.get("members") or ()),
-        feature_set=_feature_set(run),
+        feature_set=group_name(sets),
+        feature_sets=sets,
+        train_views=_names(document.get("train_views"), own),
+        test_views=_names(document.get("test_views"), own),
         seeds=tuple(int(s) for s in document.get("seeds", ())),
         seconds=float(document.get("seconds") or _NAN),
         created=str(document.get("created", "")),
         classes=tuple(run.classes),
-        test=_intervals(metrics.get("test") or {}),
-        validation=_intervals(metrics.get("validation") or {}),
-        confusion=tuple(tuple(int(n) for n in row) for row in counts),
-        report=classification_report(y_true, prob, run.classes),
-        learning=learning(run.history, is_ensemble=run.is_ensemble),
-        difference=difference,
+        test=test,
+        validation=intervals(metrics.get("validation") or {}),
+        confusion=confusion,
+        report=report,
+        judged=judge(mine, run.classes, run.task, test) if is_full else None,
+        operating=_operating(run) if is_full else (),
+        learning=learning(run.history, is_ensemble=run.is_ensemble, metric=headline(run.task)),
+        difference=None if gap is None else _difference(gap),
+        cost=cost(run),
     )
 
 
-def _difference(mine: Predictions, leading: Predictions) -> Difference | None:
-    if mine.prob.shape != leading.prob.shape or not all(
-        np.array_equal(getattr(mine, what), getattr(leading, what))
-        for what in ("image_ids", "patient_ids", "y_true")
-    ):
-        return None
-    found = paired_bootstrap(mine.y_true, mine.prob, leading.prob, mine.patient_ids)["macro_f1"]
+def _operating(run: Run) -> tuple[Operating, ...]:
+    """Judge thresholds from validation images; nothing where there are none to choose on."""
+    if run.task.kind not in {"classification", "multi-label"}:
+        return ()
+    two = run.task.kind == "classification" and len(run.classes) == 2
+    found = []
+    for name in run.classes[-1:] if two else run.classes:
+        try:
+            points = operating_points(run, positive=name, n_resamples=_RESAMPLES)
+        except RunError:  # a fold without validation images of both kinds has no threshold
+            continue
+        found += [
+            Operating(
+                positive=point.positive,
+                rule=point.rule,
+                threshold_low=min(point.thresholds.values()),
+                threshold_high=max(point.thresholds.values()),
+                sensitivity=_range(point.sensitivity),
+                specificity=_range(point.specificity),
+                ppv=_range(point.ppv),
+                npv=_range(point.npv),
+            )
+            for point in points
+        ]
+    return tuple(found)
+
+
+def _difference(gap: Contrast) -> Difference:
+    told = gap.difference
     return Difference(
-        value=_float(found.value), low=_float(found.low), high=_float(found.high), p=_float(found.p)
+        value=_float(told.value),
+        low=_float(told.low),
+        high=_float(told.high),
+        p=_float(gap.holm_p),
+        mcnemar_p=gap.mcnemar_holm_p,
+        delong_p=gap.delong_holm_p,
     )
 
 
-def _image_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """List the leader's images; an ensemble keeps no training rows, but its members do."""
-    import pandas as pd
-
-    digest = (runs[0].document.get("cohort") or {}).get("digest")
-    same = [run for run in runs if (run.document.get("cohort") or {}).get("digest") == digest]
-    columns = ["image_id", "patient_id", "target"]
-    return pd.concat([run.predictions[columns] for run in same]).drop_duplicates("image_id")
+def _names(views: Any, own: Any) -> tuple[str, ...]:
+    return tuple(str(name) for name in views or ([own] if own else ()))
 
 
-def _has_patients(images: pd.DataFrame) -> bool:
-    return bool((images["image_id"] != images["patient_id"]).any())
-
-
-def _class_counts(images: pd.DataFrame, classes: Iterable[str]) -> tuple[ClassCount, ...]:
-    counts = []
-    for name in classes:
-        mine = images[images["target"] == name]
-        patients = int(mine["patient_id"].nunique())
-        counts.append(ClassCount(name=name, images=len(mine), patients=patients))
-    return tuple(counts)
-
-
-def _intervals(metrics: Mapping[str, Any]) -> dict[str, Interval]:
-    return {key: _interval(value) for key, value in metrics.items()}
+def _range(bounds: Bounds) -> Range:
+    return Range(value=_float(bounds.value), low=_float(bounds.low), high=_float(bounds.high))
 
 
 def _interval(metric: Any) -> Interval:
@@ -253,21 +194,9 @@ def _float(value: Any) -> float:
     return _NAN if value is None else float(value)
 
 
-def _feature_set(run: Run) -> str:
-    return str((run.document.get("store") or {}).get("feature_set") or "")
-
-
-def _macro_f1(run: Run) -> float:
-    value = _intervals((run.document.get("metrics") or {}).get("test") or {}).get("macro_f1")
-    return value.value if value is not None and math.isfinite(value.value) else -math.inf
-
-
-def _value(run: RunView) -> float:
-    return run.test["macro_f1"].value if "macro_f1" in run.test else _NAN
-
-
-def _score(run: RunView) -> str:
-    if "macro_f1" not in run.test:
-        return "a macro-F1 that was not recorded"
-    interval = run.test["macro_f1"]
-    return f"macro-F1 {number(interval.value, 2)} {bracket(interval, 2)}".rstrip()
+def _worse(run: Run, metric: str) -> float:
+    """Give the metric so that less is better, what is undefined last."""
+    found = intervals((run.document.get("metrics") or {}).get("test") or {}).get(metric)
+    if found is None or not math.isfinite(found.value):
+        return math.inf
+    return -found.value if higher_is_better(metric) else found.value

@@ -8,9 +8,11 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from histostore.errors import MissingExtra
-from zoo.report import figures, text, words
+from zoo.report import figures, plots, text, words
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from markupsafe import Markup
 
     from zoo.report.model import Example, Learning, ReportData, RunView
@@ -19,6 +21,9 @@ __all__ = ["to_html"]
 
 SHADES = 10
 """Steps of shading in a confusion matrix; classes, not style attributes, for strict browsers."""
+
+MOST_IN_ONE_TABLE = 15
+"""Runs of one feature set that stand in one table; of more, the best come first and the rest fold."""
 
 
 def to_html(data: ReportData) -> str:
@@ -42,35 +47,40 @@ def to_html(data: ReportData) -> str:
     )
     style = (files("zoo.report") / "report.css").read_text(encoding="utf-8")
     digest = b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
+    # Macros in other files see globals alone.
+    environment.globals |= {"data": data, "facts": data.facts, "t": text, "w": words, **_figures(data)}  # fmt: skip
     return environment.get_template("report.html.j2").render(
-        data=data,
         style=Markup(style),  # noqa: S704 (our own file)
         style_digest=digest,
-        t=text,
-        w=words,
-        **_figures(data),
+        is_one_table=len(data.groups) == 1 and len(data.runs) <= MOST_IN_ONE_TABLE,
     )
 
 
 def _figures(data: ReportData) -> dict[str, Any]:
-    intervals = [run.test["macro_f1"] for run in data.runs if "macro_f1" in run.test]
-    axis = figures.whisker_axis(intervals)
-    leader = data.runs[0].test.get("macro_f1")
+    metric = data.facts.metric
+    leader = data.runs[0].test.get(metric)
 
-    def whisker(run: RunView) -> Markup | str:
-        interval = run.test.get("macro_f1")
+    def axis_of(numbers: Iterable[int]) -> figures.Axis:
+        shown = [data.runs[number - 1].test for number in numbers]
+        return figures.whisker_axis([test[metric] for test in shown if metric in test])
+
+    def whisker(run: RunView | None, axis: figures.Axis) -> Markup | str:
+        if run is None:
+            return figures.whisker(None, axis)
+        interval = run.test.get(metric)
         if interval is None:
             return ""
         return figures.whisker(interval, axis, leader=leader, is_ensemble=run.is_ensemble)
 
     return {
+        "axis_of": axis_of,
         "whisker": whisker,
-        "whisker_axis": figures.whisker(None, axis),
         "shade": _shade,
-        "macro_f1_chart": _macro_f1_chart,
+        "metric_chart": _metric_chart,
         "gap_chart": _gap_chart,
         "histogram": figures.histogram,
         "overlay": _overlay,
+        "plots": plots,
     }
 
 
@@ -85,26 +95,35 @@ def _shade(count: int, total: int) -> int:
     return -(-count * SHADES // total) if total else 0
 
 
-def _macro_f1_chart(learning: Learning, name: str) -> Markup:
-    label = f"Learning curves of {name}: mean training and validation macro-F1 per epoch."
+def _bounds(metric: str) -> tuple[float, float]:
+    return figures.BOUNDS.get(metric, (-1e12, 1e12))
+
+
+def _metric_chart(learning: Learning, name: str) -> Markup:
+    metric = text.in_words(learning.metric)
+    label = f"Learning curves of {name}: mean training and validation {metric} per epoch."
     if learning.peak is not None:
         epoch, value = learning.peak
-        label += f" Validation peaks at {text.number(value)} in epoch {epoch}."
+        label += f" Validation is best, {text.number(value)}, in epoch {epoch}."
     curves = (
         ("training", "train", learning.train),
         ("validation", "validation", learning.validation),
     )
-    return figures.curve_chart(
-        curves, label=label, y_title="macro-F1", bounds=(0, 1), peak=learning.peak
-    )
+    bounds = _bounds(learning.metric)
+    return figures.curve_chart(curves, label=label, y_title=metric, bounds=bounds, peak=learning.peak)  # fmt: skip
 
 
 def _gap_chart(learning: Learning, name: str) -> Markup:
-    label = f"Overfit gap of {name}: training minus validation macro-F1 per epoch."
+    metric = text.in_words(learning.metric)
+    label = f"Overfit gap of {name}: by how much training {metric} is better, per epoch."
     if learning.gap is not None:
         label += f" In the last epoch it is {text.signed(learning.gap.mean[-1])}."
+    low, high = _bounds(learning.metric)
     return figures.curve_chart(
-        (("gap", "gap", learning.gap),), label=label, y_title="overfit gap", bounds=(-1, 1)
+        (("gap", "gap", learning.gap),),
+        label=label,
+        y_title="overfit gap",
+        bounds=(low - high, high - low),
     )
 
 

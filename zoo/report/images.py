@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histostore.errors import HistostoreError, ImageError, NotFound
+from zoo.report.judging import losses
 from zoo.report.model import Example, PatchCounts, Picture
-from zoo.report.scores import log_losses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from histostore.grid import Placement
     from histostore.images.readers import Reader
     from histostore.store import FeatureSet
+    from zoo.predictions import Predictions
     from zoo.run import Run
+    from zoo.tasks import Task
 
 __all__ = ["choose_examples", "illustrate", "patch_bins", "patch_counts", "picture"]
 
@@ -36,40 +38,87 @@ MOST_OUTLINES = 2500
 """Above this, outlines would be smaller than their own lines, and the page heavy."""
 
 
-def choose_examples(run: Run, n: int = N_EXAMPLES) -> tuple[Example, ...]:
+def choose_examples(
+    run: Run, others: Sequence[Predictions] = (), n: int = N_EXAMPLES
+) -> tuple[Example, ...]:
     """Choose a typical image of each class, then the hardest of all.
 
-    Typical is the median log loss among the images of the class that are predicted
-    correctly (among all, where none is); hardest is the largest log loss. Of more than four
-    classes, the four largest are shown.
+    Typical is the median loss among the images of the class that are predicted correctly (among
+    all, where none is); hardest is the largest loss (:func:`zoo.report.judging.losses`). Of more
+    than four classes, the four largest are shown; a task without classes has one typical image.
+
+    Parameters
+    ----------
+    run
+        The one that leads.
+    others
+        Test predictions of all runs shown in full on the same images, to count who misses what.
+    n
+        How many.
     """
-    image_ids, _, y_true, probability = run.test_probabilities()
-    y_true, probability = np.asarray(y_true, dtype=np.int64), np.asarray(probability)
-    loss = log_losses(y_true, probability)
-    correct = probability.argmax(axis=1) == y_true
+    images = run.test_probabilities()
+    loss, name = losses(images, run.task)
+    order = np.argsort(loss, kind="stable")
     chosen: list[tuple[int, str]] = []
-    largest = np.argsort(-np.bincount(y_true, minlength=len(run.classes)), kind="stable")
-    for k in sorted(largest[:4]):
-        mine = np.flatnonzero((y_true == k) & correct)
-        mine = mine if len(mine) else np.flatnonzero(y_true == k)
-        if len(mine):
-            order = mine[np.argsort(loss[mine], kind="stable")]
-            chosen.append((int(order[len(order) // 2]), f"typical {run.classes[k]}"))
+    if run.task.one_class:
+        y_true, correct = images.y_true, images.prob.argmax(axis=1) == images.y_true
+        largest = np.argsort(-np.bincount(y_true, minlength=len(run.classes)), kind="stable")
+        for k in sorted(largest[:4]):
+            mine = np.flatnonzero((y_true == k) & correct)
+            mine = mine if len(mine) else np.flatnonzero(y_true == k)
+            if len(mine):
+                ranked = mine[np.argsort(loss[mine], kind="stable")]
+                chosen.append((int(ranked[len(ranked) // 2]), f"typical {run.classes[k]}"))
+    else:
+        chosen.append((int(order[len(order) // 2]), "typical"))
     taken = {i for i, _ in chosen}
     hardest = [int(i) for i in np.argsort(-loss, kind="stable") if int(i) not in taken]
     chosen += [(i, "hardest") for i in hardest[: max(0, n - len(chosen))]]
     return tuple(
-        Example(
-            image_id=str(image_ids[i]),
-            why=why,
-            target=run.classes[y_true[i]],
-            predicted=run.classes[int(probability[i].argmax())],
-            p_target=float(probability[i, y_true[i]]),
-            p_predicted=float(probability[i].max()),
-            log_loss=float(loss[i]),
-        )
+        _example(images, i, why, float(loss[i]), name, run.classes, run.task, others)
         for i, why in chosen
     )
+
+
+def _example(
+    images: Predictions,
+    i: int,
+    why: str,
+    loss: float,
+    loss_name: str,
+    classes: Sequence[str],
+    task: Task,
+    others: Sequence[Predictions],
+) -> Example:
+    truth, told = images.y_true[i], images.prob[i]
+    one_class = task.one_class
+    return Example(
+        image_id=str(images.image_ids[i]),
+        why=why,
+        target=classes[truth] if one_class else _truth(truth, classes, task),
+        predicted=classes[int(told.argmax())] if one_class else _told(told, classes, task),
+        loss=loss,
+        loss_name=loss_name,
+        p_target=float(told[truth]) if one_class else None,
+        p_predicted=float(told.max()) if one_class else None,
+        missed_by=sum(int(other.prob[i].argmax()) != int(truth) for other in others)
+        if one_class
+        else None,
+    )
+
+
+def _truth(truth: NDArray[np.float64], classes: Sequence[str], task: Task) -> str:
+    if task.kind == "multi-label":
+        return ", ".join(n for n, has in zip(classes, truth, strict=True) if has) or "no label"
+    if task.kind == "survival":
+        return f"{'event' if truth[1] else 'censored'} at {truth[0]:.4g}"
+    return f"{truth[0]:.4g}"
+
+
+def _told(told: NDArray[np.float64], classes: Sequence[str], task: Task) -> str:
+    if task.kind == "multi-label":
+        return ", ".join(n for n, p in zip(classes, told, strict=True) if p >= 0.5) or "no label"
+    return f"risk {told[0]:.3g}" if task.kind == "survival" else f"{told[0]:.4g}"
 
 
 def patch_counts(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from zoo.metrics import higher_is_better, metric_title
 from zoo.report.model import Curve, Learning
 from zoo.report.text import count, number, signed
 
@@ -14,10 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["learning"]
 
-_COLUMNS = ("train_macro_f1", "validation_macro_f1", "overfit_gap")
 
-
-def learning(history: pd.DataFrame, *, is_ensemble: bool) -> Learning:
+def learning(history: pd.DataFrame, *, is_ensemble: bool, metric: str = "macro_f1") -> Learning:
     """Average the curves of all fits of a run.
 
     A fit is one fold with one seed. Where fits stop at different epochs, the curves end as
@@ -27,10 +26,13 @@ def learning(history: pd.DataFrame, *, is_ensemble: bool) -> Learning:
     Parameters
     ----------
     history
-        Columns ``fold, seed, epoch, train_macro_f1, validation_macro_f1, overfit_gap``.
+        Columns ``fold, seed, epoch, train_<metric>, validation_<metric>, overfit_gap``.
     is_ensemble
         Ensembles train nothing themselves.
+    metric
+        What was watched.
     """
+    columns = (f"train_{metric}", f"validation_{metric}", "overfit_gap")
     if is_ensemble:
         return Learning(
             note="An ensemble combines the predictions of its members and trains nothing itself; "
@@ -39,12 +41,12 @@ def learning(history: pd.DataFrame, *, is_ensemble: bool) -> Learning:
     if len(history) == 0:
         return Learning(note="This run left no training history.")
     n_fits = int(history.groupby(["fold", "seed"]).ngroups)
-    epochs = history.groupby("epoch")[list(_COLUMNS)].agg(["mean", "std", "size"])
-    n_left = epochs["train_macro_f1"]["size"].to_numpy()
+    epochs = history.groupby("epoch")[list(columns)].agg(["mean", "std", "size"])
+    n_left = epochs[columns[0]]["size"].to_numpy()
     if len(epochs) < 2:
-        return Learning(note=_one_step(history, n_fits), n_fits=n_fits)
+        return Learning(note=_one_step(history, n_fits, columns), n_fits=n_fits, metric=metric)
     shown = epochs[2 * n_left >= n_fits]
-    train, validation, gap = (_curve(shown[name]) for name in _COLUMNS)
+    train, validation, gap = (_curve(shown[name]) for name in columns)
     last, end = int(epochs.index[-1]), int(shown.index[-1])
     note = f"Mean over {count(n_fits, 'fit')} (folds × seeds); bands: ± 1 standard deviation."
     if end < last:
@@ -54,7 +56,7 @@ def learning(history: pd.DataFrame, *, is_ensemble: bool) -> Learning:
         )
     return Learning(
         note=note, n_fits=n_fits, train=train, validation=validation, gap=gap,
-        peak=_peak(validation),
+        peak=_peak(validation, metric), metric=metric,
     )  # fmt: skip
 
 
@@ -72,17 +74,18 @@ def _curve(told: pd.DataFrame) -> Curve | None:
     )
 
 
-def _peak(curve: Curve | None) -> tuple[int, float] | None:
+def _peak(curve: Curve | None, metric: str) -> tuple[int, float] | None:
     if curve is None:
         return None
-    best = int(np.argmax(curve.mean))
+    best = int((np.argmax if higher_is_better(metric) else np.argmin)(curve.mean))
     return curve.epoch[best], curve.mean[best]
 
 
-def _one_step(history: pd.DataFrame, n_fits: int) -> str:
-    train, validation, gap = (float(history[name].mean()) for name in _COLUMNS)
+def _one_step(history: pd.DataFrame, n_fits: int, columns: tuple[str, str, str]) -> str:
+    train, validation, gap = (float(history[name].mean()) for name in columns)
+    name = metric_title(columns[0].removeprefix("train_"))
     return (
         "This head is fitted in one step and has no epochs, so there is no learning curve. "
-        f"Mean over {count(n_fits, 'fit')}: macro-F1 {number(train)} on the training part, "
+        f"Mean over {count(n_fits, 'fit')}: {name} {number(train)} on the training part, "
         f"{number(validation)} on the validation part, overfit gap {signed(gap)}."
     )

@@ -7,12 +7,12 @@ import re
 from typing import TYPE_CHECKING
 
 from zoo.report import words
-from zoo.report.text import duration, metric_name, number, signed
+from zoo.report.text import duration, in_words, metric_name, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from zoo.report.model import Facts, Learning, ReportData, RunView
+    from zoo.report.model import Facts, ReportData
 
 __all__ = ["escaped", "table", "to_markdown"]
 
@@ -21,13 +21,20 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]#|~!])")
 
 def to_markdown(data: ReportData) -> str:
     """Write the report; every text from outside is escaped."""
+    from zoo.report import markdown_parts as parts
+
     blocks = [f"# {escaped(data.title)}", escaped(data.summary)]
     blocks += [f"> {escaped(note)}" for note in data.notes]
     blocks += ["## What was compared", *_facts(data.facts)]
-    blocks += ["## Leaderboard", _leaderboard(data), _leaderboard_note(data)]
-    for run in data.runs:
-        blocks += _run(run)
-    blocks += ["## Patches", *_patches(data)]
+    blocks += ["## Leaderboard", *_leaderboards(data), _leaderboard_note(data)]
+    if len(data.runs) > 1:
+        blocks += ["## Differences", *parts.differences(data)]
+    if data.external:
+        blocks += ["## External test", *(b for one in data.external for b in parts.external(one))]
+    for run in data.runs[: data.n_full]:
+        blocks += parts.full(run)
+    blocks += ["## Patches and images", *_patches(data)]
+    blocks += ["## Cost", parts.costs(data)]
     blocks += ["## How to reproduce", *_reproduce(data)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -63,7 +70,7 @@ def _facts(facts: Facts) -> list[str]:
     sets = ", ".join(_code(name) for name in facts.feature_sets) or "not recorded"
     rows = [
         ("Cohort", escaped(facts.cohort_url or "not recorded")),
-        ("Target", escaped(facts.target)),
+        ("Target", escaped(facts.target + (f" ({facts.task})" * (facts.task != "classification")))),
         ("Images", words.image_words(facts)),
         ("Split", escaped(words.split_words(facts.split))),
         ("Seeds", words.seed_words(facts.seeds)),
@@ -77,96 +84,53 @@ def _facts(facts: Facts) -> list[str]:
     ]
     return [
         table(["what", "value"], rows, n_words=2),
-        table(["class", "images", "share", "patients"], classes),
+        table(["class", "images", "share", "patients"], classes) if classes else "",
     ]
 
 
-def _leaderboard(data: ReportData) -> str:
+def _leaderboards(data: ReportData) -> list[str]:
+    """Draw one table for each feature set, the place among all runs in front."""
+    if len(data.groups) == 1:
+        return [_leaderboard(data, data.groups[0].numbers)]
+    blocks = []
+    for group in data.groups:
+        name = escaped(group.name or "feature set not recorded")
+        blocks += [f"### {name}", _leaderboard(data, group.numbers)]
+    return blocks
+
+
+def _leaderboard(data: ReportData, numbers: Sequence[int]) -> str:
+    metric, others = data.facts.metric, words.board_metrics(data)
     rows = []
-    for run in data.runs:
+    for number_ in numbers:
+        run = data.runs[number_ - 1]
         name = escaped(run.name) + (" (ensemble)" if run.is_ensemble else "")
-        f1, accuracy, auroc = (
-            words.score(run.test.get(key)) for key in ("macro_f1", "accuracy", "auroc")
-        )
         told = "–"
         if run.difference is not None:
             told = " ".join(words.difference(run.difference))
-        spread, seconds = words.seed_sd(run), duration(run.seconds)
-        rows.append([run.number, name, f1, told, accuracy, auroc, spread, seconds])
-    header = ["", "run", "macro-F1", "difference to the first", "accuracy", "AUROC"]
-    return table([*header, "SD over seeds (macro-F1)", "time"], rows, n_words=2)
+        scores = [words.score(run.test.get(key)) for key in others]
+        spread, seconds = words.seed_sd(run, metric), duration(run.seconds)
+        rows.append(
+            [run.number, name, words.score(run.test.get(metric)), told, *scores, spread, seconds]
+        )
+    names = [metric_name(key, short=True) for key in others]
+    header = ["", "run", metric_name(metric, short=True), "difference to the first", *names]
+    return table([*header, "SD over seeds", "time"], rows, n_words=2)
 
 
 def _leaderboard_note(data: ReportData) -> str:
     facts, unit = data.facts, words.unit(data.facts)
+    guess = ""
+    if facts.majority_accuracy is not None:
+        guess = (
+            f" Always guessing the largest class would reach accuracy "
+            f"{number(facts.majority_accuracy)} and macro-F1 {number(facts.majority_macro_f1)}."
+        )
     return (
-        "Test images only, probabilities averaged over seeds; in brackets the 95 % "
-        f"interval over {unit}. Differences are in macro-F1, paired over the same draws of "
-        f"{unit}, their p-values corrected for the number of runs (Holm). Always guessing the largest class would reach accuracy "
-        f"{number(facts.majority_accuracy)} and macro-F1 {number(facts.majority_macro_f1)}."
+        "Test images only, predictions averaged over seeds; in brackets the 95 % "
+        f"interval over {unit}. Differences are in {in_words(facts.metric)}, paired over the same "
+        f"draws of {unit}, their p-values corrected for the number of runs (Holm).{guess}"
     )
-
-
-def _run(run: RunView) -> list[str]:
-    names = [escaped(name) for name in run.classes]
-    confusion = [
-        [name, *(f"{n} ({words.percent(n, sum(row))})" for n in row), sum(row)]
-        for name, row in zip(names, run.confusion, strict=True)
-    ]
-    report = [
-        [
-            escaped(r.name),
-            "" if r.precision is None else number(r.precision, 4),
-            "" if r.recall is None else number(r.recall, 4),
-            number(r.f1, 4),
-            r.support,
-        ]
-        for r in run.report
-    ]
-    metrics = [
-        [
-            metric_name(key),
-            words.score(run.test.get(key)),
-            words.seed_spread(run.test.get(key)),
-            words.score(run.validation.get(key)),
-        ]
-        for key in words.metric_order(run)
-    ]
-    members = ", ".join(escaped(words.member_name(m)) for m in run.members)
-    return [
-        f"## {run.number}. {escaped(run.name)}",
-        escaped(words.run_words(run)),
-        f"Members: {members}." if members else "",
-        "Confusion matrix (rows: true class, columns: predicted; images and share of the row)",
-        table(["true", *names, "images"], confusion),
-        table(["class", "precision", "recall", "F1", "support"], report),
-        table(["metric", "test", "seeds, mean ± SD", "validation"], metrics),
-        *_learning(run.learning),
-    ]
-
-
-def _learning(learning: Learning, most: int = 12) -> list[str]:
-    """Tabulate the curves at evenly spaced epochs."""
-    train, validation, gap = learning.train, learning.validation, learning.gap
-    if train is None or validation is None or gap is None or train.epoch != gap.epoch:
-        return [learning.note]
-    step = -(-len(gap.epoch) // most)
-    at = sorted({*range(0, len(gap.epoch), step), len(gap.epoch) - 1})
-    where = {epoch: i for i, epoch in enumerate(validation.epoch)}
-    rows = []
-    for i in at:
-        j = where.get(train.epoch[i])
-        told = "–" if j is None else f"{number(validation.mean[j])} ± {number(validation.sd[j])}"
-        rows.append(
-            [train.epoch[i], f"{number(train.mean[i])} ± {number(train.sd[i])}", told,
-             f"{signed(gap.mean[i])} ± {number(gap.sd[i])}"]
-        )  # fmt: skip
-    peak = ""
-    if learning.peak is not None:
-        epoch, value = learning.peak
-        peak = f" Validation macro-F1 peaks at {number(value)} in epoch {epoch}."
-    note = f"Learning curves. {learning.note}{peak}"
-    return [note, table(["epoch", "training macro-F1", "validation macro-F1", "gap"], rows)]
 
 
 def _patches(data: ReportData) -> list[str]:
@@ -181,13 +145,14 @@ def _patches(data: ReportData) -> list[str]:
             escaped(e.target),
             escaped(e.predicted),
             number(e.p_target, 2),
-            number(e.log_loss, 2),
+            number(e.loss, 2),
             "–" if e.n_kept is None else e.n_kept,
             "–" if e.n_rejected is None else e.n_rejected,
         ]
         for e in data.examples
     ]
-    header = ["image", "why", "true", "predicted", "p(true)", "log loss", "kept", "rejected"]
+    loss = data.examples[0].loss_name if data.examples else ""
+    header = ["image", "why", "true", "predicted", "p(true)", loss, "kept", "rejected"]
     return [
         table(["feature set", "images", "patches", "least", "median", "most"], counts)
         if counts

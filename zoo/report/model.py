@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from zoo.report.sections import ClassRow, Cost, External, Judged, Operating, Pair, Ranks
+
 __all__ = [
     "ClassCount",
-    "ClassRow",
     "Curve",
     "Difference",
     "Example",
     "Facts",
+    "Group",
     "Interval",
     "Learning",
     "PatchCounts",
@@ -26,7 +28,7 @@ __all__ = [
     "to_json",
 ]
 
-FORMAT = 1
+FORMAT = 2
 """Version of ``report.json``."""
 
 
@@ -44,12 +46,17 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """Macro-F1 of a run minus that of the leading one, on the same draws of patients."""
+    """The report's metric of a run minus that of the leading one, on the same draws of patients."""
 
     value: float
     low: float
     high: float
     p: float
+    """Of the paired bootstrap; this and the next two by Holm over all runs."""
+    mcnemar_p: float | None = None
+    """Mid-p of McNemar's test; None in tasks without classes."""
+    delong_p: float | None = None
+    """Of DeLong's test of the AUROC."""
 
     @property
     def is_clear(self) -> bool:
@@ -67,17 +74,6 @@ class ClassCount:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ClassRow:
-    """One line of the classification report; ``None`` where a line has no such number."""
-
-    name: str
-    precision: float | None
-    recall: float | None
-    f1: float
-    support: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
     """Mean of a quantity per epoch over all fits, with its standard deviation."""
 
@@ -88,7 +84,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Learning:
-    """Macro-F1 while training; the curves are ``None`` where there are no epochs to draw."""
+    """The task's metric while training; the curves are ``None`` where there are no epochs to draw."""
 
     note: str
     """What a reader must know: how many fits, or why there is no curve."""
@@ -97,10 +93,13 @@ class Learning:
     train: Curve | None = None
     validation: Curve | None = None
     gap: Curve | None = None
-    """Train minus validation macro-F1, the overfit gap."""
+    """How much better the training part scores, the overfit gap."""
 
     peak: tuple[int, float] | None = None
-    """Epoch and mean validation macro-F1 where the latter is largest."""
+    """Epoch and mean validation metric where the latter is best."""
+
+    metric: str = "macro_f1"
+    """What is watched."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +107,7 @@ class RunView:
     """One run or ensemble as the report shows it."""
 
     number: int
-    """Rank by macro-F1, from 1; also its anchor in the page."""
+    """Rank by the report's metric, from 1; also its anchor in the page."""
 
     name: str
     path: str
@@ -118,6 +117,11 @@ class RunView:
     recipe: Mapping[str, Any]
     members: tuple[Mapping[str, Any], ...]
     feature_set: str
+    """Where the run belongs: its feature set, or :data:`zoo.comparison.SEVERAL`."""
+
+    feature_sets: tuple[str, ...]
+    train_views: tuple[str, ...]
+    test_views: tuple[str, ...]
     seeds: tuple[int, ...]
     seconds: float
     created: str
@@ -125,14 +129,30 @@ class RunView:
     test: Mapping[str, Interval]
     validation: Mapping[str, Interval]
     confusion: tuple[tuple[int, ...], ...]
-    """``[true][predicted]`` image counts, classes in their own order."""
+    """``[true][predicted]`` image counts, classes in their own order; empty in other tasks."""
 
     report: tuple[ClassRow, ...]
-    """One row per class, then accuracy, macro avg and weighted avg."""
+    """One row per class, then accuracy, macro avg and weighted avg (labels: macro and micro)."""
 
+    judged: Judged | None
+    """What is drawn; ``None`` for runs beyond those shown in full."""
+
+    operating: tuple[Operating, ...]
     learning: Learning
     difference: Difference | None
     """To the leading run; ``None`` for itself, and where the test images are others."""
+
+    cost: Cost
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """Runs of one feature set, the best first."""
+
+    name: str
+    numbers: tuple[int, ...]
+    spec: Mapping[str, Any]
+    """How its vectors were made; empty where that is not one way."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,6 +162,12 @@ class Facts:
     cohort_url: str
     cohort_digest: str
     target: str
+    task: str
+    """Kind of task."""
+
+    metric: str
+    """By which runs are ranked and compared."""
+
     n_images: int
     n_test: int
     n_patients: int
@@ -160,8 +186,9 @@ class Facts:
     created: tuple[str, ...]
     """First and last day on which runs were made, ISO 8601; one entry where they are equal."""
 
-    majority_accuracy: float
-    majority_macro_f1: float
+    majority_accuracy: float | None
+    majority_macro_f1: float | None
+    """Of always guessing the largest class; ``None`` in tasks without classes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,9 +227,13 @@ class Example:
     why: str
     target: str
     predicted: str
-    p_target: float
-    p_predicted: float
-    log_loss: float
+    loss: float
+    loss_name: str
+    p_target: float | None = None
+    p_predicted: float | None = None
+    missed_by: int | None = None
+    """How many of the runs shown in full take it for another class; None in other tasks."""
+
     n_kept: int | None = None
     n_rejected: int | None = None
     picture: Picture | None = None
@@ -216,6 +247,16 @@ class ReportData:
     summary: str
     facts: Facts
     runs: tuple[RunView, ...]
+    n_full: int
+    """So many of them, the best ones, are shown in full."""
+
+    groups: tuple[Group, ...]
+    ranks: Ranks | None
+    ranks_note: str
+    """Why there are no ranks, or what they are of."""
+
+    pairs: tuple[Pair, ...]
+    external: tuple[External, ...]
     patches: tuple[PatchCounts, ...]
     examples: tuple[Example, ...]
     notes: tuple[str, ...]

@@ -7,6 +7,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from zoo.recipes import known_recipes
+from zoo.split import VALIDATION_SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,13 +17,18 @@ if TYPE_CHECKING:
 __all__ = ["commands", "digests", "versions"]
 
 
-def commands(runs: Sequence[Run], out_dir: str) -> tuple[str, ...]:
+def commands(
+    runs: Sequence[Run], out_dir: str, *, metric: str | None = None, external: Sequence[str] = ()
+) -> tuple[str, ...]:
     """Write the commands that lead to this report, each once, in the order to run them."""
     documents = [run.document for run in runs]
     lines = [_build(d) for d in documents if d.get("store") and d.get("cohort")]
     lines += [_fit(run) for run in runs if not run.is_ensemble]
     lines += [_ensemble(run) for run in runs if run.is_ensemble]
-    lines.append(_join(["zoo", "report", *(str(run.path) for run in runs), "-o", out_dir]))
+    options = ["--metric", metric] if metric else []
+    options += [word for path in external for word in ("--external", path)]
+    paths = [str(run.path) for run in runs]
+    lines.append(_join(["zoo", "report", *paths, *options, "-o", out_dir]))
     return tuple(dict.fromkeys(line for line in lines if line))
 
 
@@ -102,6 +108,8 @@ def _stain_options(
 
 def _fit(run: Run) -> str:
     document = run.document
+    if "trained_on" in document:
+        return _finetune(run)
     store, cohort = document.get("store") or {}, document.get("cohort") or {}
     head, recipe = document.get("head") or {}, document.get("recipe") or {}
     split = document.get("split") or {}
@@ -111,7 +119,8 @@ def _fit(run: Run) -> str:
     if recipe.get("name"):
         words += ["--recipe", recipe["name"]]
     words += ["--feature-set", store.get("feature_set", "")]
-    words += ["--target", document.get("target", ""), *_split_options(split)]
+    words += ["--target", document.get("target", ""), *_task_options(document)]
+    words += _split_options(split)
     if document.get("augmentation") not in {None, "identity"}:
         words += ["--augmentation", document["augmentation"]]
     for option, key in (("--train-views", "train_views"), ("--test-views", "test_views")):
@@ -123,6 +132,33 @@ def _fit(run: Run) -> str:
     # What was searched has no value of its own: trial 0 takes the defaults.
     words += _settings({k: v for k, v in settings.items() if k not in varied}, recipe)
     return _join([*words, *_tuning_options(tuning), "-o", str(run.path)])
+
+
+def _finetune(run: Run) -> str:
+    """Write how a network was trained on pixels."""
+    from zoo.finetune.spelling import network_options
+
+    document = run.document
+    words = ["zoo", "finetune", (document.get("cohort") or {}).get("url", "")]
+    words += [*network_options(document), "--target", document.get("target", "")]
+    words += _split_options(document.get("split") or {})
+    words += ["--seeds", str(len(document.get("seeds") or ()))]
+    return _join([*words, "-o", str(run.path)])
+
+
+def _task_options(document: Mapping[str, Any]) -> list[str]:
+    """Write what says that other things than classes are learned."""
+    task = document.get("task") or {}
+    if task.get("kind") in {None, "classification"}:
+        return []
+    words = ["--task", str(task["kind"])]
+    if task["kind"] == "ordinal":
+        words += ["--levels", ",".join(map(str, document.get("classes") or ()))]
+    if task.get("loss"):
+        words += ["--loss", str(task["loss"])]
+    if task.get("loss") == "hazards":
+        words += ["--intervals", str(task.get("intervals"))]
+    return words
 
 
 def _tuning_options(tuning: Mapping[str, Any]) -> list[str]:
@@ -181,6 +217,9 @@ def _split_options(split: Mapping[str, Any]) -> list[str]:
     options = ["--folds", str(split.get("n_folds", ""))]
     if split.get("seed"):
         options += ["--split-seed", str(split["seed"])]
+    share = split.get("validation_share", VALIDATION_SHARE)
+    if share != VALIDATION_SHARE:
+        options += ["--validation-share", f"{share:g}"]
     if int(split.get("repeats") or 1) > 1:
         options += ["--repeats", str(split["repeats"])]
     return options

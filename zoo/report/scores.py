@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from zoo.metrics import per_class
-from zoo.report.model import ClassRow
+from zoo.metrics.classes import ratio
+from zoo.report.sections import ClassRow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["classification_report", "log_losses", "majority"]
+__all__ = ["classification_report", "label_report", "majority"]
 
 
 def classification_report(
@@ -63,6 +64,51 @@ def classification_report(
     return tuple(rows)
 
 
+def label_report(
+    positive: NDArray[np.bool_], prob: NDArray[np.float64], labels: Sequence[str]
+) -> tuple[ClassRow, ...]:
+    """Compute the same for several labels at 0.5: one row each, then macro and micro averages.
+
+    Parameters
+    ----------
+    positive
+        ``(image, label)``.
+    prob
+        ``(image, label)``.
+    labels
+        Names, in the same order.
+
+    Examples
+    --------
+    >>> there = np.array([[True, False], [True, True]])
+    >>> rows = label_report(there, np.array([[0.9, 0.2], [0.8, 0.4]]), ("er", "pr"))
+    >>> [(row.name, row.recall, row.support) for row in rows]
+    [('er', 1.0, 2), ('pr', 0.0, 1), ('macro avg', 0.5, 3), ('micro avg', 0.6666666666666666, 3)]
+    """
+    told = prob >= 0.5
+    hits, there, called = ((a & b).sum(axis=0) for a, b in ((told, positive), (positive, positive), (told, told)))  # fmt: skip
+    ratios = _ratios(hits, there, called)
+    rows = [
+        ClassRow(name=name, precision=float(p), recall=float(r), f1=float(f), support=int(n))
+        for name, (p, r, f), n in zip(labels, ratios.T, there, strict=True)
+    ]
+    total = int(there.sum())
+    micro = _ratios(hits.sum()[None], there.sum()[None], called.sum()[None])[:, 0]
+    for name, (p, r, f) in (("macro avg", ratios.mean(axis=1)), ("micro avg", micro)):
+        rows.append(
+            ClassRow(name=name, precision=float(p), recall=float(r), f1=float(f), support=total)
+        )
+    return tuple(rows)
+
+
+def _ratios(
+    hits: NDArray[np.int64], there: NDArray[np.int64], called: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Give precision, recall and F1, ``(3, label)``; 0 without a denominator."""
+    pairs = ((hits, called), (hits, there), (2 * hits, there + called))
+    return np.stack([ratio(a.astype(np.float64), b.astype(np.float64), 0.0) for a, b in pairs])
+
+
 def majority(y_true: NDArray[np.int64]) -> tuple[float, float]:
     """Score the guess "always the largest class": accuracy and macro-F1.
 
@@ -74,9 +120,3 @@ def majority(y_true: NDArray[np.int64]) -> tuple[float, float]:
     support = np.bincount(y_true)
     share = float(support.max() / support.sum())
     return share, 2 * share / (1 + share) / int((support > 0).sum())
-
-
-def log_losses(y_true: NDArray[np.int64], prob: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Give −log of the true class's probability, ``(image,)``; clipped as the metric is."""
-    p = prob[np.arange(len(y_true)), y_true]
-    return -np.log(np.clip(p, np.finfo(np.float64).eps, 1.0))

@@ -11,8 +11,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from zoo.report.model import Interval
+    from zoo.report.sections import Range
 
-__all__ = ["bracket", "count", "duration", "metric_name", "number", "prose_list", "signed"]
+__all__ = [
+    "bracket",
+    "count",
+    "duration",
+    "grouped",
+    "in_words",
+    "metric_name",
+    "number",
+    "p_value",
+    "prose_list",
+    "signed",
+    "size",
+]
 
 _NAMES = {
     "macro_f1": "Macro-F1",
@@ -24,10 +37,21 @@ _NAMES = {
     "log_loss": "Log loss",
     "brier": "Brier score",
     "ece": "Calibration error",
+    "level_mae": "MAE in levels",
+    "hamming": "Hamming loss",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "r2": "R²",
+    "pearson": "Pearson’s r",
+    "spearman": "Spearman’s ρ",
+    "c_index": "C-index",
+    "c_index_ipcw": "C-index (IPCW)",
+    "subset_accuracy": "Subset accuracy",
+    "micro_f1": "Micro-F1",
 }
 
 
-def metric_name(key: str) -> str:
+def metric_name(key: str, *, short: bool = False) -> str:
     """Name a metric; others than the known ones keep their own names.
 
     Examples
@@ -35,8 +59,49 @@ def metric_name(key: str) -> str:
     >>> metric_name("macro_f1"), metric_name("ece"), metric_name("top_2")
     ('Macro-F1', 'Calibration error (lower is better)', 'top 2')
     """
-    direction = "" if higher_is_better(key) else " (lower is better)"
+    direction = "" if short or higher_is_better(key) else " (lower is better)"
     return _NAMES.get(key, key.replace("_", " ")) + direction
+
+
+def in_words(key: str) -> str:
+    """Name a metric inside a sentence.
+
+    Examples
+    --------
+    >>> in_words("macro_f1"), in_words("accuracy"), in_words("auroc")
+    ('macro-F1', 'accuracy', 'AUROC')
+    """
+    name = metric_name(key, short=True)
+    return name[0].lower() + name[1:] if name[1:2].islower() else name
+
+
+def p_value(p: float | None) -> str:
+    """Write a p-value.
+
+    Examples
+    --------
+    >>> p_value(0.0004), p_value(0.04), p_value(None)
+    ('< 0.001', '0.040', '–')
+    """
+    return "< 0.001" if p is not None and p < 0.001 else number(p)
+
+
+def size(n_bytes: int | None) -> str:
+    r"""Write a number of bytes.
+
+    Examples
+    --------
+    >>> size(950), size(1_500_000), size(None)
+    ('950\xa0B', '1.5\xa0MB', '–')
+    """
+    if n_bytes is None:
+        return "–"
+    value, unit = float(n_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g}\xa0{unit}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -67,7 +132,7 @@ def signed(value: float | None, digits: int = 3) -> str:
     return text if text.startswith(("−", "–")) else f"+{text}"
 
 
-def bracket(interval: Interval, digits: int = 3) -> str:
+def bracket(interval: Interval | Range, digits: int = 3) -> str:
     """Write an interval as ``[low, high]``; nothing where it was not computed."""
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return ""
@@ -84,6 +149,17 @@ def count(n: int, singular: str, plural: str | None = None) -> str:
     """
     word = singular if n == 1 else plural or f"{singular}s"
     return f"{n:,} {word}".replace(",", "\u202f")
+
+
+def grouped(n: int | None) -> str:
+    r"""Write a whole number with thin spaces between thousands; a dash for none.
+
+    Examples
+    --------
+    >>> grouped(12345), grouped(None)
+    ('12\u202f345', '–')
+    """
+    return "–" if n is None else f"{n:,}".replace(",", "\u202f")
 
 
 def duration(seconds: float) -> str:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from zoo.metrics import METRICS
-from zoo.report.text import bracket, count, duration, number, signed
+from zoo.report.text import bracket, count, duration, number, p_value, signed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from zoo.report.model import Difference, Facts, Interval, RunView
+    from zoo.report.model import Difference, Facts, Interval, Learning, ReportData, RunView
+    from zoo.report.sections import ClassCurves, Pair, Range
 
 __all__ = [
+    "board_metrics",
+    "curve_rows",
     "difference",
     "image_words",
+    "learning_rows",
     "member_name",
     "metric_order",
+    "pair_table",
     "percent",
     "run_words",
     "score",
@@ -27,13 +31,14 @@ __all__ = [
     "spec_rows",
     "split_words",
     "unit",
+    "views_words",
     "wrapped",
 ]
 
 
 def difference(told: Difference) -> tuple[str, str]:
     """Write a difference with its p-value, and its interval."""
-    p = "p < 0.001" if told.p < 0.001 else f"p = {number(told.p)}"
+    p = f"p {p_value(told.p)}" if told.p < 0.001 else f"p = {number(told.p)}"
     return f"{signed(told.value)} ({p})", f"[{signed(told.low)}, {signed(told.high)}]"
 
 
@@ -59,7 +64,7 @@ def percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.0f} %" if whole else "–"
 
 
-def score(interval: Interval | None, digits: int = 3) -> str:
+def score(interval: Interval | Range | None, digits: int = 3) -> str:
     """Write a value with its interval on one line."""
     if interval is None:
         return "–"
@@ -119,14 +124,78 @@ def run_words(run: RunView) -> str:
 
 
 def metric_order(run: RunView) -> tuple[str, ...]:
-    """List the metrics of a run: the known ones in the order of reports, then others."""
-    there = {**run.test, **run.validation}
-    return (*(m for m in METRICS if m in there), *sorted(set(there) - set(METRICS)))
+    """List the metrics of a run, as it has them."""
+    return tuple({**run.test, **run.validation})
 
 
-def seed_sd(run: RunView) -> str:
-    """Write the spread of macro-F1 over seeds; a dash where there is one seed only."""
-    interval = run.test.get("macro_f1")
+def board_metrics(data: ReportData) -> tuple[str, ...]:
+    """List the metrics beside the one that ranks, for the leaderboard."""
+    usual = ("macro_f1", "accuracy", "auroc")
+    known = data.runs[0].test
+    names = usual if data.facts.task == "classification" else tuple(known)[:3]
+    return tuple(name for name in names if name != data.facts.metric and name in known)
+
+
+def learning_rows(learning: Learning, most: int = 12) -> tuple[tuple[int, str, str, str], ...]:
+    """Tabulate learning curves at evenly spaced epochs: epoch, training, validation, gap."""
+    train, validation, gap = learning.train, learning.validation, learning.gap
+    if train is None or validation is None or gap is None:
+        return ()
+    step = -(-len(train.epoch) // most)
+    told = [
+        {e: (m, s) for e, m, s in zip(curve.epoch, curve.mean, curve.sd, strict=True)}
+        for curve in (train, validation, gap)
+    ]
+    chosen = sorted({*train.epoch[::step], train.epoch[-1]})
+
+    def cell(curve: Mapping[int, tuple[float, float]], epoch: int, write: Any) -> str:
+        found = curve.get(epoch)
+        return "–" if found is None else f"{write(found[0])} ± {number(found[1])}"
+
+    return tuple(
+        (e, cell(told[0], e, number), cell(told[1], e, number), cell(told[2], e, signed))
+        for e in chosen
+    )
+
+
+def views_words(run: RunView) -> str:
+    """Say which views were trained on and tested."""
+    train, test = (", ".join(views) for views in (run.train_views, run.test_views))
+    return train if train == test else f"training {train or '–'}; test {test or '–'}"
+
+
+def curve_rows(
+    curves: Sequence[ClassCurves], kind: str
+) -> tuple[tuple[float, tuple[float, ...]], ...]:
+    """Read curves at eleven places: the true positive rate, or the precision, of each class."""
+    rows = []
+    for tenth in range(11):
+        at, found = tenth / 10, []
+        for curve in curves:
+            line = curve.roc if kind == "roc" else curve.pr
+            reached = [y for x, y in zip(line.x, line.y, strict=True) if x <= at + 1e-9]
+            ahead = [y for x, y in zip(line.x, line.y, strict=True) if x >= at - 1e-9]
+            # As the curves are drawn: the highest step reached, or the next recall's precision.
+            found.append(
+                (reached[-1] if reached else 0.0) if kind == "roc" else (ahead or [0.0])[0]
+            )
+        rows.append((at, tuple(found)))
+    return tuple(rows)
+
+
+def pair_table(
+    data: ReportData,
+) -> tuple[tuple[RunView, ...], tuple[tuple[Pair | None, ...], ...]]:
+    """Give runs, and for each the pairs in which it is first; None on and below the diagonal."""
+    numbers = sorted({n for pair in data.pairs for n in (pair.first, pair.second)})
+    known = {(pair.first, pair.second): pair for pair in data.pairs}
+    rows = tuple(tuple(known.get((a, b)) for b in numbers) for a in numbers)
+    return tuple(data.runs[n - 1] for n in numbers), rows
+
+
+def seed_sd(run: RunView, metric: str = "macro_f1") -> str:
+    """Write the spread of a metric over seeds; a dash where there is one seed only."""
+    interval = run.test.get(metric)
     if interval is None or len(interval.seeds) < 2:
         return "–"
     return number(interval.seed_sd)
