@@ -16,6 +16,7 @@ import numpy as np
 from histostore.files import public_url
 from zoo.bagtable import Bag, BagTable, read_table
 from zoo.labels import digest_of, encode, objects
+from zoo.showing import bags_html, bags_line
 from zoo.stored import usable
 from zoo.targets import check_truth, read_targets
 from zoo.tasks import Task
@@ -393,8 +394,7 @@ class Bags:
         return (self._table.bag(row) for row in self._choice.tolist())
 
     def __repr__(self) -> str:
-        patches = int(self.lengths.sum())
-        return (
-            f"Bags({len(self)} images, {patches} patches, {self.n_features} features, "
-            f"classes {', '.join(self.classes) or 'none'})"
-        )
+        return bags_line(self.lengths, self.n_features, self.classes)
+
+    def _repr_html_(self) -> str:
+        return bags_html(self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from histostore.text import table
-from zoo.errors import RecipeError, UnknownHead
+from zoo.errors import NotSupported, RecipeError, UnknownHead
 from zoo.heads.catalog import HEADS, spec
 from zoo.recipes import Recipe, known_recipes, recipe
 from zoo.settings import describe
@@ -82,10 +82,14 @@ def head_documents(names: Sequence[str] = (), *, settings: bool = True) -> list[
     settings
         Also what each can be told: name, default, what is allowed, meaning. Loads libraries.
 
+    A head of another package that cannot be loaded has no settings, and says why under ``error``.
+
     Raises
     ------
     UnknownHead
         If no head has such a name.
+    NotSupported
+        If one that is named cannot be loaded.
 
     Examples
     --------
@@ -94,11 +98,19 @@ def head_documents(names: Sequence[str] = (), *, settings: bool = True) -> list[
     """
     for name in names:
         _check_head(name)
-    return [
-        {"name": card.name, "summary": card.summary, "source": card.source}
-        | ({"settings": card.settings()} if settings else {})
-        for card in (HEADS[name] for name in names or HEADS)
-    ]
+    found: list[dict[str, Any]] = []
+    for card in (HEADS[name] for name in names or HEADS):
+        told: dict[str, Any] = {"name": card.name, "summary": card.summary, "source": card.source}
+        if settings:
+            try:
+                told["settings"] = card.settings()
+            except NotSupported as error:
+                # Another package's own trouble, that must not hide the other heads.
+                if names or not card.package:
+                    raise
+                told |= {"settings": [], "error": str(error)}
+        found.append(told)
+    return found
 
 
 def recipe_documents(names: Sequence[str] = (), *, settings: bool = True) -> list[dict[str, Any]]:

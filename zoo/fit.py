@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from zoo.predictions import predictions_frame, written
 from zoo.recipes import Recipe
 from zoo.run import begin, write_run
 from zoo.soundness import history_columns
-from zoo.split import Split
+from zoo.split import VALIDATION_SHARE, Split
 from zoo.targets import strata
 
 if TYPE_CHECKING:
@@ -42,7 +42,17 @@ if TYPE_CHECKING:
     from zoo.jobs import Result
     from zoo.run import Run
 
-__all__ = ["Execution", "fit_run", "make_split"]
+__all__ = [
+    "Execution",
+    "Labelled",
+    "chosen_seeds",
+    "embedding_digest",
+    "fit_run",
+    "history_table",
+    "make_split",
+    "predictions_table",
+    "run_document",
+]
 
 _CLASSES = tasks.Task()
 
@@ -50,14 +60,43 @@ LEAVE_ONE_OUT = "leave-one-patient-out"
 """The value of ``folds`` that tests each patient alone."""
 
 
+class Labelled(Protocol):
+    """Images with what is known of them: :class:`~zoo.bags.Bags`, or images without vectors."""
+
+    @property
+    def task(self) -> tasks.Task:
+        """What is learned."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Index into ``classes`` per image."""
+
+    @property
+    def truth(self) -> NDArray[Any]:
+        """What the task learns, one row per image."""
+
+    @property
+    def image_ids(self) -> tuple[str, ...]:
+        """Names of the images."""
+
+    @property
+    def patient_ids(self) -> tuple[str, ...]:
+        """Patients of the images."""
+
+
 def make_split(
-    bags: Bags,
+    bags: Labelled,
     cohort: Cohort | None = None,
     *,
     folds: int | str = 5,
     split_column: str | None = None,
     repeats: int = 1,
     split_seed: int = 0,
+    validation_share: float = VALIDATION_SHARE,
 ) -> Split:
     """Split bags as the options of ``zoo fit`` say.
 
@@ -75,6 +114,10 @@ def make_split(
         How often to deal the folds anew.
     split_seed
         Decides the shuffling.
+    validation_share
+        Of the images that are not tested, so many are set aside in each fold: heads that stop
+        early or choose an epoch watch them, and operating points are chosen on them. With 0 all
+        are learned from.
     """
     labels = _strata(bags, 1 if split_column is not None else folds)
     if split_column is not None:
@@ -84,24 +127,40 @@ def make_split(
         told = dict(zip(cohort.image_ids, cohort.column(split_column), strict=True))
         values = [told[image] for image in bags.image_ids]
         return Split.from_column(
-            values, labels, bags.patient_ids, split_seed, image_ids=bags.image_ids
+            values,
+            labels,
+            bags.patient_ids,
+            split_seed,
+            image_ids=bags.image_ids,
+            column=split_column,
+            validation_share=validation_share,
         )
     if folds == LEAVE_ONE_OUT:
         if repeats != 1:
             msg = f"leave-one-patient-out has one way to be done, seen {repeats=}: leave it out"
             raise OptionError(msg)
         return Split.leave_one_patient_out(
-            labels, bags.patient_ids, split_seed, image_ids=bags.image_ids
+            labels,
+            bags.patient_ids,
+            split_seed,
+            image_ids=bags.image_ids,
+            validation_share=validation_share,
         )
     if isinstance(folds, str) and not folds.isdecimal():
         msg = f"folds is {folds!r}: give a number or {LEAVE_ONE_OUT}"
         raise OptionError(msg)
     return Split.k_fold(
-        labels, bags.patient_ids, int(folds), split_seed, repeats, image_ids=bags.image_ids
+        labels,
+        bags.patient_ids,
+        int(folds),
+        split_seed,
+        repeats,
+        image_ids=bags.image_ids,
+        validation_share=validation_share,
     )
 
 
-def _strata(bags: Bags, folds: int | str) -> NDArray[np.str_]:
+def _strata(bags: Labelled, folds: int | str) -> NDArray[np.str_]:
     """Name the group of each image of which all folds shall have a like share."""
     if bags.task.one_class:
         return np.array(bags.classes, dtype=object)[bags.labels].astype(str)
@@ -165,15 +224,15 @@ def fit_run(
     if split.image_ids != bags.image_ids:
         msg = f"the split is over {len(split.image_ids)} other images than these {len(bags)} bags"
         raise SplitError(msg)
-    chosen = _seeds(seeds)
+    chosen = chosen_seeds(seeds)
     head.check_recipe(recipe, has_validation=all(len(fold.validation) for fold in split))
-    document = _document(bags, split, head, recipe=recipe, seeds=chosen)
+    document = run_document(bags, split, head, recipe=recipe, seeds=chosen)
     folder = Path(out)
     task = Task(
         head=head,
         recipe=recipe,
         heads=folder / "heads",
-        unfinished=begin(folder, {**document, "embedding": _digest(bags)}),
+        unfinished=begin(folder, {**document, "embedding": embedding_digest(bags)}),
         execution=execution or Execution(),
     )
     jobs = [Job(fold=fold, seed=seed) for fold in split for seed in chosen]
@@ -182,13 +241,21 @@ def fit_run(
     document["store"] = {**bags.source.get("store", {}), "url": public_url(store_url)}
     document["cohort"] |= bags.source.get("cohort", {})
     document["seconds"] = round(time.monotonic() - start, 3)
-    return write_run(folder, document, _predictions(bags, results), _history(results, bags.task))
+    return write_run(
+        folder, document, predictions_table(bags, results), history_table(results, bags.task)
+    )
 
 
-def _document(
+def run_document(
     bags: Bags, split: Split, head: HeadSpec, *, recipe: Recipe, seeds: list[int]
 ) -> dict[str, Any]:
-    """Tell everything that decides the result, apart from the embeddings themselves."""
+    """Tell everything that decides a run's result, apart from the embeddings themselves.
+
+    Parameters
+    ----------
+    bags, split, head, recipe, seeds
+        As of :func:`fit_run`.
+    """
     told = {
         "kind": "run",
         "head": head.to_json(),
@@ -210,7 +277,8 @@ def _document(
     return told if bags.task.kind == "classification" else {**told, "task": bags.task.to_json()}
 
 
-def _digest(bags: Bags) -> str:
+def embedding_digest(bags: Bags) -> str:
+    """Digest the rows and coordinates of all bags, in all their views (SHA-256)."""
     digest = hashlib.sha256()
     for block in (block for one in all_views(bags) for block in one.blocks()):
         digest.update(np.ascontiguousarray(block.embedding).data)
@@ -219,7 +287,19 @@ def _digest(bags: Bags) -> str:
     return digest.hexdigest()
 
 
-def _seeds(seeds: int | Sequence[int]) -> list[int]:
+def chosen_seeds(seeds: int | Sequence[int]) -> list[int]:
+    """List the seeds that a number of them, or a list, stands for.
+
+    Raises
+    ------
+    OptionError
+        If there is none, one twice, or one below 0.
+
+    Examples
+    --------
+    >>> chosen_seeds(2), chosen_seeds([5, 3])
+    ([0, 1], [5, 3])
+    """
     chosen = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
     if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0:
         msg = f"seeds is {seeds!r}: give a number from 1, or different numbers from 0"
@@ -227,7 +307,16 @@ def _seeds(seeds: int | Sequence[int]) -> list[int]:
     return chosen
 
 
-def _predictions(bags: Bags, results: Sequence[Result]) -> pd.DataFrame:
+def predictions_table(bags: Labelled, results: Sequence[Result]) -> pd.DataFrame:
+    """Gather what all fits predicted, as :mod:`zoo.predictions` has it.
+
+    Parameters
+    ----------
+    bags
+        Images that the folds of the results index.
+    results
+        One per fold and seed.
+    """
     import pandas as pd
 
     image_ids, patient_ids = np.array(bags.image_ids), np.array(bags.patient_ids)
@@ -250,7 +339,16 @@ def _predictions(bags: Bags, results: Sequence[Result]) -> pd.DataFrame:
     return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
 
-def _history(results: Sequence[Result], learned: tasks.Task = _CLASSES) -> pd.DataFrame:
+def history_table(results: Sequence[Result], learned: tasks.Task = _CLASSES) -> pd.DataFrame:
+    """Gather the epochs of all fits: fold, seed, epoch, losses and metrics.
+
+    Parameters
+    ----------
+    results
+        One per fold and seed.
+    learned
+        What was learned.
+    """
     import pandas as pd
 
     rows = [

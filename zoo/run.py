@@ -26,8 +26,9 @@ from histostore.errors import OptionError, StorageError
 from histostore.provenance import versions
 from histostore.text import table
 from zoo.errors import RunError
-from zoo.metrics import metric_names
+from zoo.metrics import metric_names, metric_title
 from zoo.predictions import Predictions, average, measure
+from zoo.showing import run_html, run_line
 from zoo.soundness import HISTORY_COLUMNS, document_problem, table_problems
 from zoo.tasks import Task
 
@@ -63,6 +64,13 @@ class Run:
     """``predictions.parquet``."""
     history: pd.DataFrame
     """``history.parquet``; without rows for an ensemble."""
+
+    def __repr__(self) -> str:
+        return run_line(self.document, metric_names(self.task)[0])
+
+    def _repr_html_(self) -> str:
+        titles = {name: metric_title(name) for name in metric_names(self.task)}
+        return run_html(self.document, titles, path=str(self.path))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Run:

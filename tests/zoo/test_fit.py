@@ -201,3 +201,8 @@ def test_the_options_of_the_command_line_make_the_split():
             make_split(bags, **wrong)
     with pytest.raises(OptionError):
         make_split(bags, split_column="part")
+    for fold in make_split(bags, folds=3, validation_share=0):
+        assert len(fold.validation) == 0
+        assert len(fold.train) + len(fold.test) == len(bags)
+    with pytest.raises(SplitError, match="below 1"):
+        make_split(bags, validation_share=1)

@@ -179,6 +179,11 @@ def test_a_broken_package_is_named_in_one_line_and_harms_no_other_head(
     assert refused.code == 1
     assert refused.err.count("\n") == 1
     assert call("zoo", "heads").code == 0
+    listed = {row["name"]: row for row in call("zoo", "heads", "--json").json}
+    assert set(listed) == set(HEADS)
+    assert re.search(rf"bad of package broken 2\.1.*{said}", listed["bad"]["error"])
+    assert [name for name, row in listed.items() if "error" in row] == ["bad"]
+    assert call("zoo", "heads", "bad", "--json").code == 1
     assert call("zoo", "heads", "logistic").code == 0
     assert spec("logistic").name == "logistic"
 
