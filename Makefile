@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 JOBS   ?= 2
 
-.PHONY: help demo test test-newest check bench-smoke setup clean
+.PHONY: help demo test test-newest check docs pictures bench-smoke setup clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -34,8 +34,14 @@ test: check  ## everything that CI checks
 test-newest:  ## the store with a newer Python, the newest zarr, pandas 2.3
 	JOBS=$(JOBS) .ci/test-newest
 
+docs: $(READY)  ## the documentation as a site, in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+pictures: $(READY)  ## the pictures of README and site, from the demonstration; needs Chromium
+	$(BIN)/python docs/figures/make.py
+
 bench-smoke: $(READY)  ## small benchmarks; report in benchmarks/out
 	$(BIN)/python -m benchmarks --smoke --out benchmarks/out
 
 clean:  ## remove .venv and what the targets made
-	rm -rf $(VENV) demo benchmarks/out
+	rm -rf $(VENV) demo site benchmarks/out

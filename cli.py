@@ -15,7 +15,8 @@ import sys
 import time
 from contextlib import contextmanager
 from difflib import get_close_matches
-from functools import partial
+from functools import partial, reduce
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,14 +141,34 @@ def _absolute_if_given(ctx: click.Context, parameter: click.Parameter, url: str 
     return None if url is None else _absolute(ctx, parameter, url)
 
 
+def _completing(where: str) -> Callable[..., list[str]]:
+    """Complete names of ``module:TABLE``, or of what ``module:function`` opens at STORE."""
+
+    def complete(ctx: click.Context, _: click.Parameter, begun: str) -> list[str]:
+        module, attribute = where.split(":")
+        try:
+            names = getattr(import_module(module), attribute)
+            # The option's value is still to come: click has not told arguments apart yet.
+            given = zip((p.name for p in ctx.command.params if p.nargs == 1 and isinstance(p, click.Argument)), ctx.args, strict=False)  # fmt: skip
+            found = names(dict(given)["store"]) if callable(names) else names
+        except (KeyError, ImportError, OSError, ValueError):  # a shell is told nothing, then
+            return []
+        return [name for name in found if name.startswith(begun) and not name.endswith(":NAME")]
+
+    return complete
+
+
 HELP = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
 cohort_argument = click.argument("cohort", callback=_absolute)
 store_argument = click.argument("store", callback=_absolute)
 run_argument = click.argument("run", type=click.Path())
 runs_argument = click.argument("runs", nargs=-1, required=True, type=click.Path())
-names_argument = click.argument("names", nargs=-1, metavar="[NAME]...")
+names_argument = partial(click.argument, "names", nargs=-1, metavar="[NAME]...")
+metric_option = click.option("--metric", metavar="NAME", help="To rank by; default: macro-F1, or the first of the task.")  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-feature_set_option = click.option("--feature-set", metavar="NAME", help="If STORE has several.")
+feature_set_option = click.option("--feature-set", metavar="NAME", help="If STORE has several.", shell_complete=_completing("histostore.store:open_store"))  # fmt: skip
+head_option = partial(click.option, "--head", metavar="NAME", shell_complete=_completing("zoo.heads.catalog:HEADS"))  # fmt: skip
+recipe_option = click.option("--recipe", default="default", metavar="NAME", help="See: zoo recipes.", shell_complete=_completing("zoo.recipes:PRESETS"))  # fmt: skip
 
 
 def whole(name: str, meaning: str, *, default: int | None = None, low: int = 1) -> Decorator:
@@ -261,7 +282,7 @@ def _shard(_: click.Context, __: click.Parameter, text: str) -> tuple[int, int]:
 @histostore_group.command()
 @cohort_argument
 @store_argument
-@click.option("--encoder", default="texture", metavar="NAME", help="See: histostore encoders.")
+@click.option("--encoder", default="texture", metavar="NAME", help="See: histostore encoders.", shell_complete=_completing("histostore.encoders.catalog:ENCODERS"))  # fmt: skip
 @weights_option("Weights on disk, instead of a download; of a+b: once per member.")
 @whole("--patch-size", "Patch edge in pixels.", default=256)
 @whole("--stride", "Distance of patches in pixels; default: their edge.")
@@ -465,7 +486,7 @@ def encoders(as_json: bool) -> None:
 
 
 @histostore_group.command()
-@click.argument("layout", type=click.Choice(["folder", "breakhis", "bach", "lymphoma"]))
+@click.argument("layout", type=click.Choice(["folder", "breakhis", "bach", "lymphoma", "nct-crc"]))
 @click.argument("folder", type=click.Path())
 @click.option(
     "-o", "--output", required=True, type=click.Path(dir_okay=False), help="Table to write."
@@ -480,13 +501,14 @@ def encoders(as_json: bool) -> None:
 def cohort(layout: str, folder: str, output: str, mapping: str | None, as_json: bool) -> None:  # fmt: skip
     """Make a cohort table of the images in FOLDER.
 
-    folder: one folder per class. breakhis, bach, lymphoma: those data sets, as published.
+    folder: one folder per class; those called train, val, test become the column split.
+    breakhis, bach, lymphoma, nct-crc: those data sets, as published.
     """
     from histostore import datasets
     from histostore.labels import map_labels, parse_label_map
 
     labels = None if mapping is None else parse_label_map(mapping)
-    frame = getattr(datasets, layout)(folder)
+    frame = getattr(datasets, layout.replace("-", "_"))(folder)
     frame = frame if labels is None else map_labels(frame, labels)
     datasets.write_cohort(frame, output)
     counts = {str(label): int(n) for label, n in frame["label"].value_counts().items()}
@@ -688,58 +710,75 @@ def zoo_group() -> None:
     """Train heads on stored embeddings; compare, ensemble and report them."""
 
 
-# What fit and tune share: what to learn, from what, and in which folds.
-FITTING = (
-    store_argument,
-    cohort_argument,
-    click.option("--head", required=True, metavar="NAME", help="See: zoo heads."),
-    click.option("--recipe", default="default", metavar="NAME", help="See: zoo recipes."),
-    feature_set_option,
+# fmt: off
+# What is learned, and in which folds: of heads and of networks alike.
+TARGETS = (
     click.option("--target", default="label", help="Column of COHORT to predict."),
-    choice(
-        "--task",
-        ("auto", "classification", "ordinal", "multi-label", "regression", "survival"),
-        "What --target holds; auto is classification.",
-    ),
+    choice("--task", ("auto", "classification", "ordinal", "multi-label", "regression", "survival"), "What --target holds; auto is classification."),
     click.option("--levels", metavar="LOW,…,HIGH", help="Of ordinal; default: numbers in order."),
-    click.option(
-        "--loss", metavar="NAME", help="regression: huber, squared; survival: cox, hazards."
-    ),
+    click.option("--loss", metavar="NAME", help="regression: huber, squared; survival: cox, hazards."),
     whole("--intervals", "Intervals of time, for hazards.", default=4, low=2),
-    click.option("--augmentation", default="identity", help="Stored view to learn and predict."),
-    click.option("--train-views", default="", metavar="VIEWS", help="Draw each patch from these."),
-    click.option(
-        "--test-views", default="", metavar="VIEWS", help="Average these: names, d4, r7 or all."
-    ),
-    click.option(
-        "--folds", default="5", metavar="N|leave-one-patient-out", help="A patient stays whole."
-    ),
-    click.option(
-        "--split",
-        "split_column",
-        metavar="COLUMN",
-        help="Holds train, validation, test; instead of --folds.",
-    ),
+)
+DEALING = (
+    click.option("--folds", default="5", metavar="N|leave-one-patient-out", help="A patient stays whole."),
+    click.option("--split", "split_column", metavar="COLUMN", help="Holds train, validation, test; instead of --folds."),
     whole("--repeats", "Deal the folds anew, this often.", default=1),
     whole("--split-seed", "Decides the folds.", default=0, low=0),
+    click.option("--validation-share", default=0.125, help="Of what is not tested: watched, not learned; 0: none."),
+)
+# What fit and tune share.
+FITTING = (
+    recipe_option,
+    feature_set_option,
+    *TARGETS,
+    click.option("--augmentation", default="identity", help="Stored view to learn and predict."),
+    click.option("--train-views", default="", metavar="VIEWS", help="Draw each patch from these."),
+    click.option("--test-views", default="", metavar="VIEWS", help="Average these: names, d4, r7 or all."),
+    *DEALING,
     whole("--seeds", "Fits per fold, seeds 0, 1, …", default=1),
     pairs("--set", "settings", "A setting of the head or the recipe; may be repeated."),
     device_option,
     whole("--workers", "Processes to fit in; default: what pays."),
-    choice(
-        "--together", ("auto", "never", "always"), "All seeds of a fold at once; auto: on a GPU."
-    ),
+    choice("--together", ("auto", "never", "always"), "All seeds of a fold at once; auto: on a GPU."),
     output_option,
     storage_option,
     json_option,
 )
+FINETUNING = (
+    cohort_argument,
+    click.option("--model", required=True, metavar="NAME", help="Network; an unknown one lists all."),
+    click.option("--recipe", default="default", metavar="NAME", help="An unknown one lists all."),
+    weights_option("Weights on disk, instead of a download; none: drawn at random."),
+    *TARGETS,
+    *DEALING,
+    whole("--seeds", "Trainings per fold, seeds 0, 1, …", default=1),
+    whole("--px", "Side of the network's input; default: its own."),
+    whole("--patches", "Most patches of an image, of networks that see bags; default: 400."),
+    click.option("--mpp", type=float, help="µm per pixel of the patches; default: as the image is."),
+    pairs("--set", "settings", "A setting of the recipe, or PHASE.KEY; may be repeated."),
+    device_option,
+    whole("--workers", "Processes that read images ahead; default: beside a GPU, up to 8.", low=0),
+    output_option,
+    storage_option,
+    json_option,
+)
+# fmt: on
+WHAT_TO_FIT = (store_argument, cohort_argument, head_option(help="See: zoo heads.", required=True))
+FILE_OR_STORE = (
+    click.argument("store", callback=_absolute, metavar="STORE|FILE.toml"),
+    click.argument("cohort", required=False, callback=_absolute_if_given),
+    head_option(help="Needed with STORE; see: zoo heads."),
+)
 
 
-def fitting(command: Any) -> Any:
-    """Give a command the arguments and options in :data:`FITTING`, before its own."""
-    for option in reversed(FITTING):
-        command = option(command)
-    return command
+def with_options(*options: Decorator) -> Decorator:
+    """Give a command arguments and options, before its own."""
+    return lambda command: reduce(lambda done, option: option(done), reversed(options), command)
+
+
+def fitting(*first: Decorator) -> Decorator:
+    """Give a command some arguments, then the options in :data:`FITTING`, before its own."""
+    return with_options(*first, *FITTING)
 
 
 def _fit_with(fit_run: Callable[..., Any], spec: Any, recipe: Any, *, what: str, store: str, cohort: str, feature_set: str | None, target: str, task: str, levels: str | None, loss: str | None, intervals: int, augmentation: str, train_views: str, test_views: str, seeds: int, device: str, workers: int | None, together: str, output: str, storage_options: dict[str, Any], as_json: bool, **dealing: Any) -> None:  # fmt: skip
@@ -781,25 +820,58 @@ def _fit_with(fit_run: Callable[..., Any], spec: Any, recipe: Any, *, what: str,
 
 
 @zoo_group.command()
-@fitting
-def fit(head: str, recipe: str, settings: dict[str, Any], **given: Any) -> None:
-    """Fit a head over all folds and seeds.
+@fitting(*FILE_OR_STORE)
+@click.option("--dry-run", is_flag=True, help="Of FILE.toml: say what would be fitted.")
+def fit(store: str, cohort: str | None, head: str | None, recipe: str, settings: dict[str, Any], dry_run: bool, **given: Any) -> int:  # fmt: skip
+    """Fit a head over all folds and seeds, or all of FILE.toml.
 
     The images are those of COHORT, a CSV or Parquet table, with their embeddings in STORE.
     Those without a label, and those that failed in the build, are left out and counted. A fit
     that was stopped goes on where it was when the same command is run again.
 
+    FILE.toml is an experiment: heads, recipes, feature sets and settings, their ensembles, and
+    one report. Runs that are finished are not fitted again; those that fail are listed (exit 3).
+
     --target takes several columns for two tasks: the labels (0 or 1) of multi-label, and
     TIME,EVENT of survival.
     """
+    if store.endswith(".toml"):
+        return _experiment(store, dry_run=dry_run, **given)
+    if cohort is None or head is None or dry_run:
+        missing = "--dry-run is for FILE.toml" if dry_run else "Missing option '--head'."
+        raise click.UsageError(
+            "Missing argument 'COHORT'." if cohort is None else missing, click.get_current_context()
+        )
     from zoo.configure import configure
     from zoo.fit import fit_run
 
-    _fit_with(fit_run, *configure(head, recipe, settings), what="fitting", **given)
+    spec, chosen = configure(head, recipe, settings)
+    _fit_with(fit_run, spec, chosen, what="fitting", store=store, cohort=cohort, **given)
+    return 0
+
+
+def _experiment(path: str, *, dry_run: bool, output: str, storage_options: dict[str, Any], as_json: bool, **given: Any) -> int:  # fmt: skip
+    """Do what a file asks for; refuse options whose place is in the file."""
+    from zoo.experiments import conduct
+    from zoo.fit import Execution
+
+    ctx, where = click.get_current_context(), ("device", "workers", "together")
+    known = {"store", "dry_run", "output", "storage_options", "as_json", *where}
+    for option in ctx.command.params:
+        told = ctx.get_parameter_source(option.name or "")
+        if option.name not in known and told == click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option.get_error_hint(ctx)} belongs into FILE.toml", ctx)
+    with _progress("fitting") as show:
+        machine = Execution(progress=show, **{key: given[key] for key in where})
+        done = conduct(path, output, machine, storage_options=storage_options, dry_run=dry_run)
+    for note in done.notes:
+        click.echo(f"Note: {note}", err=True)
+    _print(done.to_json(), done.to_text(), as_json=as_json)
+    return SOME_FAILED if done.failed else 0
 
 
 @zoo_group.command()
-@fitting
+@fitting(*WHAT_TO_FIT)
 @whole("--inner-folds", "Folds inside each training part.", default=3, low=2)
 @whole("--trials", "Most trials in each fold.", default=30)
 @click.option("--timeout", type=float, metavar="SECONDS", help="For the trials of all folds.")
@@ -833,6 +905,42 @@ def tune(head: str, recipe: str, settings: dict[str, Any], space: dict[str, Any]
         seed=search_seed,
     )
     _fit_with(partial(tune_run, search=search), spec, chosen, what="tuning", **given)
+
+
+@zoo_group.command()
+@with_options(*FINETUNING)
+def finetune(cohort: str, model: str, recipe: str, settings: dict[str, Any], target: str, task: str, levels: str | None, loss: str | None, intervals: int, device: str, workers: int | None, output: str, storage_options: dict[str, Any], as_json: bool, weights: str | None, px: int | None, patches: int | None, mpp: float | None, **given: Any) -> int:  # fmt: skip
+    """Train a network on pixels, over all folds and seeds.
+
+    The output is a run as that of fit: the same images have the same folds, so compare, ensemble
+    and report take both. Images without a label are left out and counted, those that cannot be
+    read are listed (exit 3). A training that was stopped goes on from its last epoch when the
+    same command is run again.
+    """
+    from histostore.cohort import Cohort
+    from zoo.finetune.data import read_images
+    from zoo.finetune.from_table import finetune_images
+    from zoo.finetune.presets import preset
+    from zoo.finetune.spec import FinetuneSpec, Machine
+    from zoo.tasks import Task
+
+    learned = Task.of(task, target, loss=loss, intervals=intervals)
+    names = tuple(name.strip() for name in levels.split(",")) if levels else ()
+    table = Cohort.read(cohort, storage_options=storage_options)
+    with _progress("training") as progress:
+        run = finetune_images(
+            read_images(table, learned, names),
+            FinetuneSpec(model=model, weights=weights, px=px, patches=patches, mpp=mpp),
+            preset(recipe, **settings),
+            out=output,
+            storage_options=storage_options,
+            machine=Machine(device=device, workers=workers),
+            say=lambda line: click.echo(f"Note: {line}", err=True),
+            progress=progress,
+            **given,
+        )
+    _print(run.document, run.to_text(), as_json=as_json)
+    return SOME_FAILED if run.document["cohort"]["n_failed"] else 0
 
 
 @zoo_group.command()
@@ -880,14 +988,25 @@ def predict(run: str, store: str, cohort: str | None, output: str, as_json: bool
     """Predict the images of STORE with all heads of RUN.
 
     RUN is a run or an ensemble. Images are those of COHORT, or all. Where COHORT has labels, the
-    predictions are judged, and the scores are written to FILE.json too.
+    predictions are judged, and the scores are written to FILE.json too. Where RUN was trained on
+    pixels, COHORT stands in the place of STORE.
     """
+    from zoo.panel import on_pixels
     from zoo.prediction import check_output
     from zoo.prediction import predict as predict_images
+    from zoo.run import Run
 
     check_output(output)
+    asked = Run.load(run)
     with _progress("predicting") as progress:
-        made = predict_images(run, store, cohort, progress=progress, **given)
+        if on_pixels(asked):
+            from zoo.pixel_prediction import predict_cohort
+
+            if any([given.pop("feature_set"), given.pop("augmentation")]):
+                raise click.UsageError(f"{run} was trained on pixels: it has no --feature-set and no --augmentation")  # fmt: skip
+            made = predict_cohort(asked, cohort or store, progress=progress, **given)
+        else:
+            made = predict_images(asked, store, cohort, progress=progress, **given)
     for note in made.notes:
         click.echo(f"Note: {note}", err=True)
     made.write(output)
@@ -931,34 +1050,96 @@ def explain(run: str, store: str, image_id: str, outputs: tuple[str, ...], as_js
 
 @zoo_group.command()
 @runs_argument
+@cohort_argument
+@click.option("--image", "image_id", required=True, metavar="ID", help="Its image_id.")
+@click.option("--class", "asked", metavar="NAME", help="Ask about it; default: what is predicted.")
+@click.option("-o", "--output", required=True, metavar="PNG", help="To write.")
+@storage_option
 @json_option
-def compare(runs: tuple[str, ...], as_json: bool) -> None:
+def cam(runs: tuple[str, ...], cohort: str, image_id: str, output: str, as_json: bool, **given: Any) -> None:  # fmt: skip
+    """Show where networks of zoo finetune look in an image.
+
+    RUNs stand side by side. Networks that see whole images are asked by Grad-CAM++, those that see bags show their
+    attention. Those are asked that were not trained with the image, if there are any.
+    """
+    from zoo.explaining.cams import check_output, look_at
+
+    check_output(output)
+    told = look_at(runs, cohort, image_id, **given)
+    told.write(output)
+    _print(told.to_json(), told.to_text(), as_json=as_json)
+
+
+@zoo_group.command()
+@run_argument
+@click.option("--store", callback=_absolute_if_given, help="The training's; default: as RUN says.")
+@weights_option("Weights of the encoder on disk, instead of a download.")
+@device_option
+@click.option("--abstain-below", type=float, metavar="P", help="Name no class below this confidence; default: chosen on validation images.")  # fmt: skip
+@click.option("--host", default="127.0.0.1", help="Where to listen; the default is this machine alone.")  # fmt: skip
+@whole("--port", "Where to listen.", default=7860)
+@click.option("--max-mb", type=float, default=500, metavar="N", help="Largest upload, megabytes.")
+@click.option("--open/--no-open", "open_browser", default=True, help="Open the browser.")
+@storage_option
+@json_option
+def app(run: str, host: str, port: int, max_mb: float, open_browser: bool, as_json: bool, **given: Any) -> None:  # fmt: skip
+    """Serve a page: upload an image, see what RUN says of it.
+
+    RUN is a run or an ensemble. An image is prepared as those of the training were, all heads
+    answer, and the page shows class, confidences with their spread, and what was looked at. For
+    research only. Ctrl-C ends it.
+    """
+    from zoo.app import Predictor, Server, serve
+
+    server = Server(host=host, port=port, max_mb=max_mb, open_browser=open_browser)
+    predictor = Predictor.open(run, **given)
+    for note in predictor.notes:
+        click.echo(f"Note: {note}", err=True)
+    serve(
+        predictor,
+        server,
+        ready=lambda url: _print({"url": url}, f"{url}  (Ctrl-C ends it)", as_json=as_json),
+    )
+
+
+@zoo_group.command()
+@runs_argument
+@metric_option
+@json_option
+def compare(runs: tuple[str, ...], metric: str | None, as_json: bool) -> None:
     """Rank RUNS, with intervals over patients.
 
-    Each is compared to the best on the same draws of patients.
+    Each is compared to the best on the same draws of patients. Where they were fitted on several
+    feature sets, each has a part of the table.
     """
     from zoo.comparison import compare as compare_runs
 
-    comparison = compare_runs(runs)
+    comparison = compare_runs(runs, metric=metric)
     _print(comparison.to_json(), comparison.to_text(), as_json=as_json)
 
 
 @zoo_group.command()
 @runs_argument
 @output_option
+@metric_option
+@click.option("--external", multiple=True, metavar="FILE", help="Predictions of labelled images, by zoo predict; may be repeated.")  # fmt: skip
+@whole("--full", "Runs shown in full, the best; all stand in the tables.", default=10)
 @click.option("--cohort", help="The table, where it has moved since.")
 @storage_option
 @json_option
-def report(runs: tuple[str, ...], output: str, cohort: str | None, storage_options: dict[str, Any], as_json: bool) -> None:  # fmt: skip
-    """Write a page about RUNS: HTML, Markdown, JSON."""
+def report(runs: tuple[str, ...], output: str, full: int, as_json: bool, **given: Any) -> None:
+    """Write a page about RUNS: HTML, Markdown, JSON.
+
+    With --external, it holds the external test of a run on another cohort, and the drop.
+    """
     from zoo.report import write_report
 
-    page = write_report(runs, output, cohort=cohort, storage_options=storage_options)
+    page = write_report(runs, output, n_full=full, **given)
     _print({"path": str(page)}, str(page), as_json=as_json)
 
 
 @zoo_group.command()
-@names_argument
+@names_argument(shell_complete=_completing("zoo.heads.catalog:HEADS"))
 @json_option
 def heads(names: tuple[str, ...], as_json: bool) -> None:
     """List the heads; of those named, their settings."""
@@ -969,7 +1150,7 @@ def heads(names: tuple[str, ...], as_json: bool) -> None:
 
 
 @zoo_group.command()
-@names_argument
+@names_argument(shell_complete=_completing("zoo.recipes:PRESETS"))
 @json_option
 def recipes(names: tuple[str, ...], as_json: bool) -> None:
     """List the recipes; of those named, their settings."""

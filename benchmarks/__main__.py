@@ -3,6 +3,7 @@
 Examples::
 
     python -m benchmarks --smoke                                   # report in benchmarks/out
+    python -m benchmarks --smoke --only counts,quality             # what no machine changes, heads
     python -m benchmarks --compare benchmarks/results/smoke.json   # that report against another
     python -m benchmarks --only read,write --save benchmarks/results/disk.json
 """
@@ -19,14 +20,21 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.measure import machine
-from benchmarks.report import comparison, markdown
+from benchmarks.compare import comparison, missed
+from benchmarks.measure import Count, Quality, Ratio, machine
+from benchmarks.report import markdown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-QUESTIONS = ("build", "read", "write", "noop", "cluster", "train", "s3")
+QUESTIONS = ("counts", "build", "read", "write", "noop", "cluster", "train", "s3", "quality")
 """Each is a module ``bench_<name>`` with a function ``run(*, smoke)``, imported when it is asked."""
+
+TABLES = {Ratio: "rows", Count: "counts", Quality: "quality"}
+"""Where an answer stands in the document."""
+
+COMMITTED = Path(__file__).parent / "results" / "smoke.json"
+"""What a smoke run is compared with."""
 
 
 def blank(*, smoke: bool) -> dict[str, Any]:
@@ -38,6 +46,8 @@ def blank(*, smoke: bool) -> dict[str, Any]:
         "load": [_load(), _load()],
         "seconds": {},
         "rows": [],
+        "counts": [],
+        "quality": [],
     }
 
 
@@ -45,7 +55,8 @@ def ask(name: str, document: dict[str, Any]) -> None:
     """Ask one question, and put its answers into the document."""
     began = time.perf_counter()
     question = import_module(f"benchmarks.bench_{name}")
-    document["rows"] += [row.to_json() for row in question.run(smoke=document["smoke"])]
+    for row in question.run(smoke=document["smoke"]):
+        document[TABLES[type(row)]].append(row.to_json())
     document["seconds"][name] = round(time.perf_counter() - began, 1)
     document["load"][1] = _load()
     gc.collect()  # what one question leaves behind shall not slow down the next
@@ -88,6 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         before, now = (json.loads(path.read_text()) for path in (chosen.compare, report))
         print(comparison(before, now))
         return
+    # Read before anything is written: --save may name the very file.
+    known = json.loads(COMMITTED.read_text()) if chosen.smoke and COMMITTED.is_file() else None
     document = blank(smoke=chosen.smoke)
     for name in chosen.only:
         ask(name, document)
@@ -95,8 +108,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for path in filter(None, (report, chosen.save)):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-        report.with_suffix(".md").write_text(markdown(document))
-    print(markdown(document))
+        report.with_suffix(".md").write_text(written(document, known))
+    print(written(document, known))
+    problems = missed(document)
+    if problems:
+        parser.exit(1, "".join(f"missed: {problem}\n" for problem in problems))
+
+
+def written(document: dict[str, Any], known: dict[str, Any] | None) -> str:
+    """Write a run as Markdown, and what moved since the one that is committed."""
+    text = markdown(document)
+    if known is None:
+        return text
+    return f"{text}\n## Against the committed run\n\n{comparison(known, document)}"
 
 
 if __name__ == "__main__":

@@ -64,6 +64,69 @@ class Ratio:
         return {**asdict(self), "met": self.met}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """A number that no machine changes: it is as wanted, or something is wrong."""
+
+    name: str
+    seen: int
+    wanted: int
+    at_most: bool = False
+    """Whether fewer than wanted will do."""
+    note: str = ""
+
+    @property
+    def held(self) -> bool:
+        """Whether it is as wanted."""
+        return self.seen <= self.wanted if self.at_most else self.seen == self.wanted
+
+    @property
+    def line(self) -> str:
+        """The count in one line of text."""
+        sign = "≤" if self.at_most else "="
+        return (
+            f"{'held' if self.held else 'MISSED'}  {self.seen} ({sign} {self.wanted})  {self.name}"
+        )
+
+    def to_json(self) -> dict[str, object]:
+        return {**asdict(self), "held": self.held}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """How good one head is on a cohort whose truth is known."""
+
+    head: str
+    settings: str
+    """What is set other than by default."""
+    macro_f1: dict[str, float]
+    """``value``, ``low`` and ``high``, out of fold, over patients; so the others."""
+    accuracy: dict[str, float]
+    auroc: dict[str, float]
+    seed_sd: float | None
+    """Spread of macro-F1 over seeds."""
+    attention_auroc: float | None
+    """How well attention finds the planted patches; None for heads without."""
+    seconds: float
+    """Of all fits, together."""
+    not_run: str | None = None
+    """Why the head was not fitted."""
+
+    @property
+    def line(self) -> str:
+        """The row in one line of text."""
+        if self.not_run is not None:
+            return f"{self.head:<15} not run: {self.not_run}"
+        found = "–" if self.attention_auroc is None else f"{self.attention_auroc:.3f}"
+        return (
+            f"{self.head:<15} macro-F1 {self.macro_f1['value']:.3f}  "
+            f"AUROC {self.auroc['value']:.3f}  attention {found}  {self.seconds:.1f} s"
+        )
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
 def best_of(function: Callable[[], object], repeats: int) -> float:
     """Median wall-clock seconds of `repeats` calls."""
     seconds = []

@@ -1,25 +1,24 @@
-"""A run of the benchmarks as a table, and what has moved between two of them. Pure functions."""
+"""A run of the benchmarks as tables: ratios, counts, quality of heads. Pure functions."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.compare import when
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 MET = {True: "yes", False: "**no**", None: "–"}
 
-MOVED = 0.25
-"""Ratios of short runs on busy machines differ by this share with nothing changed."""
-
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """Write a run as a table."""
+    """Write a run as tables."""
     facts = document["machine"]
     lines = [
         "# Benchmarks",
         "",
-        f"{facts['processor']}, {facts['cores']} cores, {facts['memory_gib']} GiB; {_when(document)}. "
+        f"{facts['processor']}, {facts['cores']} cores, {facts['memory_gib']} GiB; {when(document)}. "
         "Ratios hold within this run; seconds do not carry over to other machines.",
         "",
         "| question | ours (s) | baseline (s) | ratio | target | met | baseline |",
@@ -27,18 +26,18 @@ def markdown(document: Mapping[str, Any]) -> str:
         *map(_line, document["rows"]),
         "",
         _summary(document["rows"]),
+        *_counts(document.get("counts", ())),
+        *_quality(document.get("quality", ())),
         "",
         "Seconds per question: "
         + ", ".join(f"{name} {seconds:.0f}" for name, seconds in document["seconds"].items())
         + ".",
+        "",
+        "Versions: "
+        + ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+        + ".",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _when(document: Mapping[str, Any]) -> str:
-    sizes = "small sizes" if document["smoke"] else "full sizes"
-    before, after = document["load"]
-    return f"{document['date']}, {sizes}, load {before[0]:g} before and {after[0]:g} after"
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -51,64 +50,60 @@ def _line(row: Mapping[str, Any]) -> str:
     )
 
 
-def _summary(rows: list[Mapping[str, Any]]) -> str:
+def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
     """Count targets, so that a missed one is not to be looked for."""
     met = [row["met"] for row in rows if row["target"] is not None]
     counts = {"met": met.count(True), "missed": met.count(False), "not run": met.count(None)}
     return "Targets: " + ", ".join(f"{count} {word}" for word, count in counts.items()) + "."
 
 
-def comparison(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Say how the ratios of a run differ from those of an earlier one.
-
-    Parameters
-    ----------
-    before, now
-        Documents as a run writes them.
-
-    Returns
-    -------
-    markdown
-        A row per question that both asked, those in bold that moved by more than a quarter;
-        then the questions that only one of them asked, or could answer.
-    """
-    then, today = _ratios(before), _ratios(now)
-    lines = [
-        f"Before: {before['machine']['processor']}, {_when(before)}.  ",
-        f"Now: {now['machine']['processor']}, {_when(now)}.",
+def _counts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write the numbers that no machine changes."""
+    if not rows:
+        return []
+    return [
         "",
-        "| question | before | now | change |",
-        "|---|--:|--:|--:|",
+        "## Counts",
+        "",
+        "The same on every machine; one that is not as wanted fails the run.",
+        "",
+        "| what | seen | wanted | held |",
+        "|---|--:|--:|:-:|",
+        *(
+            f"| {row['name']} | {row['seen']} | {'≤ ' * row['at_most']}{row['wanted']} "
+            f"| {MET[row['held']]} |"
+            for row in rows
+        ),
     ]
-    for key, ratio in today.items():
-        if key in then:
-            change = ratio / then[key] - 1
-            shown = f"{change:+.0%}"
-            if moved(then[key], ratio):
-                shown = f"**{shown}**"
-            lines.append(f"| {': '.join(key)} | {then[key]:.2f} | {ratio:.2f} | {shown} |")
-    for word, here, there in (("before", then, today), ("now", today, then)):
-        alone = ["; ".join(key) for key in here if key not in there]
-        if alone:
-            lines += ["", f"Only {word}: " + " · ".join(alone)]
-    return "\n".join(lines) + "\n"
 
 
-def moved(before: float, now: float) -> bool:
-    """Say whether a ratio has changed by more than the noise of a short run, up or down.
+def _quality(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write how good every head is on images whose truth is known."""
+    if not rows:
+        return []
+    return [
+        "",
+        "## Heads",
+        "",
+        "On the synthetic cohort, out of fold, with 95 % intervals over patients; attention is the "
+        "AUROC of a patch's weight against whether the class was planted there.",
+        "",
+        "| head | macro-F1 | accuracy | AUROC | attention | fits (s) | set |",
+        "|---|--:|--:|--:|--:|--:|---|",
+        *map(quality_line, rows),
+    ]
 
-    Examples
-    --------
-    >>> moved(10, 11), moved(10, 20), moved(20, 10)
-    (False, True, True)
-    """
-    return max(before, now) > (1 + MOVED) * min(before, now)
 
-
-def _ratios(document: Mapping[str, Any]) -> dict[tuple[str, str], float]:
-    """Ratio by question and by baseline, whose remarks do not count."""
-    return {
-        (row["name"], row["baseline"].partition(";")[0]): row["ratio"]
-        for row in document["rows"]
-        if row["ratio"] is not None
-    }
+def quality_line(row: Mapping[str, Any]) -> str:
+    """Write one head's row."""
+    if row["not_run"] is not None:
+        return f"| {row['head']} | | | | | | not run: {row['not_run']} |"
+    scores = [
+        f"{row[name]['value']:.3f} ({row[name]['low']:.2f}–{row[name]['high']:.2f})"
+        for name in ("macro_f1", "accuracy", "auroc")
+    ]
+    found = "–" if row["attention_auroc"] is None else f"{row['attention_auroc']:.3f}"
+    return (
+        f"| {row['head']} | {' | '.join(scores)} | {found} | {row['seconds']:.1f} "
+        f"| {row['settings'] or '–'} |"
+    )

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,9 +39,10 @@ TARGET = 0.2
 EDGES = (2_000, 10_000, 100_000)
 
 CHILD = """
-import json, resource, sys
+import json, sys
 from dataclasses import dataclass
 import numpy as np
+from benchmarks.peaks import peak_mib
 from histostore.build import BuildOptions, EncoderOptions, build
 from histostore.encoders.base import EncoderIdentity
 from histostore.grid import PatchGrid
@@ -61,8 +63,7 @@ cohort, store = json.loads(sys.argv[1])
 report = build(cohort, store, BuildOptions(
     encoder=Options(name="cheap"), grid=PatchGrid(patch_size=256), dtype="float16",
 ))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps([report.n_patches, peak / (1 if sys.platform == "darwin" else 1024)]))
+print(json.dumps([report.n_patches, peak_mib()]))
 """
 
 
@@ -107,6 +108,10 @@ def measure(folder: Path, edge: int) -> dict[str, float]:
     return {"edge": edge, "n_patches": n_patches, "peak_mib": peak, "seconds": round(seconds, 1)}
 
 
+def today() -> str:
+    return datetime.now(UTC).date().isoformat()
+
+
 def _edges(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
@@ -119,7 +124,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(Path(folder) / str(edge), edge) for edge in chosen.edges]
     more = rows[-1]["peak_mib"] / rows[-2]["peak_mib"] - 1
-    document = {"machine": machine(), "rows": rows, "more": more, "met": abs(more) <= TARGET}
+    document = {
+        "date": today(),
+        "machine": machine(),
+        "rows": rows,
+        "more": more,
+        "met": abs(more) <= TARGET,
+    }
     text = json.dumps(document, indent=2, ensure_ascii=False)
     if chosen.save is not None:
         chosen.save.write_text(text + "\n")

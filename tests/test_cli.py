@@ -39,6 +39,7 @@ def study(tmp_path_factory):
             *("--seeds", 2, "--set", "rounds=5"),
         ),
         ("zoo", "ensemble", folder / "runs/one", folder / "runs/two", "-o", folder / "runs/both"),
+        (*(word.format(folder) for word in FINETUNE), "-o", folder / "runs/network"),
     ]
     for step in steps:
         done = call(*step)
@@ -130,6 +131,11 @@ def test_relative_paths_are_recorded_from_the_root(study, tmp_path, monkeypatch)
 
 # JSON --------------------------------------------------------------------------------------
 
+FINETUNE = (
+    *("zoo", "finetune", "{0}/cohort.csv", "--model=small-cnn", "--px=32", "--folds=2"),
+    *("--set=epochs=1", "--device=cpu", "--workers=1"),
+)
+
 JSON = {
     ("histostore", "build", "{0}/cohort.csv", "{0}/store", *BUILD): {
         *("feature_set", "n_images", "n_done", "n_embedded", "n_flagged", "n_failed", "failed"),
@@ -181,14 +187,19 @@ JSON = {
         *("zoo", "tune", "{0}/store", "{0}/cohort.csv", "--head=logistic", "--trials=2"),
         *("--inner-folds=2", "--folds=2", "--workers=1", "-o", "{0}/tuned"),
     ): {"format", "kind", "head", "split", "metrics", "tuning"},
+    (*FINETUNE, "-o", "{0}/trained"): {"format", "kind", "head", "split", "metrics", "cohort"},
+    (
+        *("zoo", "cam", "{0}/runs/network", "{0}/cohort.csv", "--image=i0"),
+        *("-o", "{0}/cam.png"),
+    ): {"image_id"},
     ("zoo", "heads"): {"name", "summary", "source", "settings"},
     ("zoo", "recipes"): {"name", "summary", "settings"},
 }
 
 
 def test_json_is_tested_for_every_command():
-    # The demonstration has tests of its own: it takes minutes.
-    assert {words[:2] for words in JSON} == set(COMMANDS) - {("zoo", "demo")}
+    # The demonstration has tests of its own, for it takes minutes; the application, for it serves.
+    assert {words[:2] for words in JSON} == set(COMMANDS) - {("zoo", "demo"), ("zoo", "app")}
 
 
 @pytest.mark.parametrize("words", JSON, ids=lambda words: "-".join(words[:2]))
@@ -247,7 +258,7 @@ def test_both_commands_are_installed_and_know_their_version():
 
 MISUSE = [
     (("histostore", "biuld"), "No such command 'biuld'; did you mean build?"),
-    (("zoo", "dance"), "there are compare, demo, ensemble, explain, fit"),
+    (("zoo", "dance"), "there are app, cam, compare, demo, ensemble"),
     (("histostore", "build"), "Missing argument 'COHORT'"),
     (("histostore", "build", "c", "s", "--encodr", "x"), "--encoder"),
     (("histostore", "build", "c", "s", "--patch-size", "0"), "0 is not in the range x>=1"),

@@ -1,6 +1,6 @@
 """What is written is so: examples run, commands parse, the reference is fresh.
 
-``WRITE_DOCS=1 pytest tests/test_documentation.py`` writes ``docs/cli.md`` anew.
+``WRITE_DOCS=1 pytest tests/test_documentation.py`` writes the generated pages of ``docs/`` anew.
 """
 
 from __future__ import annotations
@@ -15,22 +15,21 @@ import shlex
 
 import click
 import pytest
-from click.testing import CliRunner
 
-import cli
 import histostore
 import zoo
+from benchmarks import bench_precision
 from tests.commands import BUILD, ROOT, call, make_cohort
+from tests.pages import GROUPS, PAGES, heads_page, shown
+from zoo.heads.catalog import known_heads
 
 PAPERS = sorted(
     [
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
-        *(ROOT / "docs").glob("*.md"),
-        *(ROOT / "docs/how-to").glob("*.md"),
+        *(page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "adr"),
     ]
 )
-GROUPS = {"histostore": cli.histostore_group, "zoo": cli.zoo_group}
 MODULES = [
     "histostore",
     "zoo",
@@ -40,6 +39,9 @@ MODULES = [
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     ),
 ]
+
+
+PRECISIONS = ("table of precisions: generated", "end of the table of precisions")
 
 
 def fenced(path, *languages):
@@ -53,54 +55,36 @@ def fenced(path, *languages):
     ]
 
 
-# The reference of the commands -------------------------------------------------------------
-
-INTRODUCTION = """\
-# Commands
-
-What `--help` says of each command. This page is generated: `WRITE_DOCS=1 pytest
-tests/test_documentation.py` writes it anew.
-
-Results go to standard output, progress and notes to standard error. Every command that prints
-takes `--json`, and then standard output is one JSON document. Paths may be local, or any URL
-that fsspec knows (`s3://…`, `gs://…`, `az://…`).
-
-`eval "$(_HISTOSTORE_COMPLETE=bash_source histostore)"` and `eval "$(_ZOO_COMPLETE=bash_source
-zoo)"` make Tab complete commands and options in bash (`zsh_source` and `fish_source` elsewhere).
-
-| exit status | meaning |
-|---|---|
-| 0 | done |
-| 1 | a known error: one line says what was seen and what to do |
-| 2 | misuse of the command line |
-| 3 | finished, but some images failed; they are listed, and the rest is committed |
-| 130 | interrupted (Ctrl-C, SIGTERM): what was finished is kept, run the same again |
-"""
+# Pages that are written from the code ------------------------------------------------------
 
 
-def help_of(group, *words):
-    shown = CliRunner().invoke(group, [*words, "--help"], terminal_width=100, color=False)
-    assert shown.exit_code == 0
-    return shown.stdout.rstrip()
-
-
-def reference():
-    """Write the page of all commands."""
-    parts = [INTRODUCTION]
-    for program, group in GROUPS.items():
-        parts.append(f"## {program}\n\n```text\n{help_of(group)}\n```\n")
-        parts += [
-            f"### {program} {name}\n\n```text\n{help_of(group, name)}\n```\n"
-            for name in sorted(group.commands)
-        ]
-    return "\n".join(parts)
-
-
-def test_the_reference_of_the_commands_is_fresh():
-    page = ROOT / "docs" / "cli.md"
+@pytest.mark.parametrize("name", PAGES)
+def test_a_generated_page_is_fresh(name):
+    page, text = ROOT / "docs" / name, PAGES[name]()
     if os.environ.get("WRITE_DOCS"):
-        page.write_text(reference(), encoding="utf-8")
-    assert page.read_text(encoding="utf-8") == reference(), "run with WRITE_DOCS=1"
+        page.write_text(text, encoding="utf-8")
+    assert page.read_text(encoding="utf-8") == text, "run with WRITE_DOCS=1"
+
+
+def test_the_page_of_heads_has_every_head_with_its_settings():
+    text = heads_page()
+    for card in known_heads():
+        part = text.partition(f"\n## {card.name}\n")[2].partition("\n## ")[0]
+        assert card.source in part
+        for setting in card.settings():
+            assert f"| `{setting['name']}` | {shown(setting['default'])} |" in part
+
+
+def test_the_table_of_precisions_is_that_of_the_committed_run():
+    page = ROOT / "docs" / "encoders.md"
+    text = page.read_text(encoding="utf-8")
+    start, end = (f"<!-- {name} -->\n" for name in PRECISIONS)
+    before, _, rest = text.partition(start)
+    after = rest.partition(end)[2]
+    fresh = f"{before}{start}\n{bench_precision.shown()}\n\n{end}{after}"
+    if os.environ.get("WRITE_DOCS"):
+        page.write_text(fresh, encoding="utf-8")
+    assert page.read_text(encoding="utf-8") == fresh, "run with WRITE_DOCS=1"
 
 
 # Command lines in the papers ---------------------------------------------------------------
