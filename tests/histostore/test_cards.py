@@ -65,7 +65,6 @@ def test_what_is_not_confirmed_is_said_and_known():
         "midnight-12k",
         "openmidnight",
         "phikon-v2",
-        "retccl",
     }
 
 

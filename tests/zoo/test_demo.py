@@ -16,7 +16,7 @@ def test_the_demonstration_goes_the_whole_way(tmp_path):
     said = []
     done = run_demo(tmp_path / "demo", say=said.append, seeds=1)
     assert done.report.is_file()
-    assert json.loads((done.report.parent / "report.json").read_text())["format"] == 1
+    assert json.loads((done.report.parent / "report.json").read_text())["format"] == 2
     assert Run.load(tmp_path / "demo" / "runs" / "ensemble").is_ensemble
     assert done.attention_auroc >= 0.95
     assert str(done.report) in done.to_text()

@@ -89,6 +89,7 @@ def test_everything_wrong_is_listed_at_once_with_what_was_perhaps_meant(tmp_path
     told = problems(
         tmp_path,
         'cohrt = "c.csv"\nstore = "s"\nfolds = 1\nseeds = []\ntask = "guess"\n'
+        "validation-share = 1\n"
         '[[grid]]\nheads = "svm"\nrecipe = ["swa"]\nvary = {lr = 1}\n'
         '[ensemble]\nrules = ["median"]\ncalibrate = "well"\n[report]\nmetrics = "accuracy"\n',
     )
@@ -97,6 +98,7 @@ def test_everything_wrong_is_listed_at_once_with_what_was_perhaps_meant(tmp_path
         "cohort is missing",
         "folds must be",
         "seeds must be",
+        "validation-share must be a number from 0 to below 1",
         "task is 'guess'",
         "grid: heads must be a list",
         "grid: unknown key 'recipe'; did you mean recipes?",

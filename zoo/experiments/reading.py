@@ -40,6 +40,7 @@ from histostore.files import public_url
 from zoo.blending import CALIBRATIONS, RULES
 from zoo.errors import RecipeError
 from zoo.experiments.tables import TableReader
+from zoo.split import VALIDATION_SHARE
 from zoo.tasks import Task
 
 if TYPE_CHECKING:
@@ -126,6 +127,8 @@ class Experiment:
     """How often the folds are dealt anew."""
     split_seed: int = 0
     """Decides the folds."""
+    validation_share: float = VALIDATION_SHARE
+    """Of what is not tested: watched, not learned."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of each fold's fits."""
     ensembles: tuple[Combining, ...] = ()
@@ -199,6 +202,7 @@ def _top(read: TableReader, folder: Path) -> dict[str, Any]:
         "split_column": read.text("split", "") or None,
         "repeats": read.whole("repeats", 1, low=1),
         "split_seed": read.whole("split-seed", 0, low=0),
+        "validation_share": read.share("validation-share", VALIDATION_SHARE),
         "folds": read.folds(),
         "seeds": read.seeds(),
     }

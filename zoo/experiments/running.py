@@ -257,6 +257,7 @@ class _Course:
             split_column=told.split_column,
             repeats=told.repeats,
             split_seed=told.split_seed,
+            validation_share=told.validation_share,
         )
         return bags, split
 

@@ -66,6 +66,16 @@ class TableReader:
         value: int = self._checked(key, default, wanted, lambda it: type(it) is int and it >= low)
         return value
 
+    def share(self, key: str, default: float) -> float:
+        """Take a number from 0 to below 1."""
+        value = self._checked(
+            key,
+            default,
+            "a number from 0 to below 1",
+            lambda it: type(it) in {int, float} and 0 <= it < 1,
+        )
+        return float(value)
+
     def names(self, key: str, default: tuple[str, ...] | None = None) -> tuple[str, ...]:
         """Take a list of different texts."""
         value = self._checked(key, default, "a list of different names", _are_names)
