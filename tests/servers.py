@@ -167,6 +167,7 @@ def ceph(folder: Path) -> Iterator[Server]:
     conf = folder / "ceph.conf"
     conf.write_text(CEPH_CONF.format(fsid=fsid, folder=folder, port=port, mon_port=mon_port))
     use, monmap = ("-c", str(conf)), str(folder / "monmap")
+    limit = time.monotonic() + 60
 
     def once(*command: str) -> str:
         done = subprocess.run(
@@ -177,7 +178,14 @@ def ceph(folder: Path) -> Iterator[Server]:
         return done.stdout
 
     def up() -> bool:
-        return bool(json.loads(once("ceph", "osd", "stat", "--format", "json"))["num_up_osds"])
+        try:
+            told = once("ceph", "osd", "stat", "--format", "json")
+        except RuntimeError:
+            # On a busy machine the monitor may turn a question away; from some time on it answers.
+            if time.monotonic() > limit:
+                raise
+            return False
+        return bool(json.loads(told)["num_up_osds"])
 
     with ExitStack() as stack:
         address = f"[v1:127.0.0.1:{mon_port}]"
