@@ -108,10 +108,6 @@ def measure(folder: Path, edge: int) -> dict[str, float]:
     return {"edge": edge, "n_patches": n_patches, "peak_mib": peak, "seconds": round(seconds, 1)}
 
 
-def today() -> str:
-    return datetime.now(UTC).date().isoformat()
-
-
 def _edges(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
@@ -125,7 +121,7 @@ def main() -> None:
         rows = [measure(Path(folder) / str(edge), edge) for edge in chosen.edges]
     more = rows[-1]["peak_mib"] / rows[-2]["peak_mib"] - 1
     document = {
-        "date": today(),
+        "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
         "rows": rows,
         "more": more,

@@ -166,8 +166,14 @@ def test_a_bucket_that_is_not_there_is_said(server, driver):
         open_store(url, server.options, mode="a")
 
 
-@pytest.mark.parametrize("driver", ["", "obstore+"])
-def test_wrong_credentials_are_said_without_being_shown(ceph, driver):
+@pytest.mark.parametrize(
+    ("driver", "answer"),
+    [
+        ("", "the service answers SignatureDoesNotMatch (403)"),
+        ("obstore+", "<Code>SignatureDoesNotMatch</Code>"),
+    ],
+)
+def test_wrong_credentials_are_said_without_being_shown(ceph, driver, answer):
     """By Ceph alone: moto and azurite let some of them pass."""
     url = f"{driver}{ceph.bucket()}/store"
     wrong = {**ceph.options, "secret": "wrong-secret-wrong-secret"}
@@ -177,8 +183,7 @@ def test_wrong_credentials_are_said_without_being_shown(ceph, driver):
     assert "\n" not in said
     assert "wrong-secret" not in said
     # Ceph sends a code and leaves its message empty.
-    assert "SignatureDoesNotMatch" in said
-    assert "403" in said
+    assert answer in said
 
 
 def test_an_option_that_obstore_does_not_know_is_said(moto):
