@@ -24,6 +24,9 @@ __all__ = ["PREFIX", "ObstoreBackend"]
 PREFIX = "obstore+"
 """What stands before the URL of a bucket that obstore shall speak to."""
 
+_BUCKETS = ("s3://", "s3a://", "gs://", "az://", "azure://", "abfs://", "abfss://")
+"""Where a put is atomic and survives; on a disk obstore flushes nothing."""
+
 _ONE_PUT_BYTES = 64 * 2**20
 _S3_NAMES = {
     "key": "access_key_id",
@@ -52,7 +55,7 @@ class ObstoreBackend(ObjectBackend):
     Raises
     ------
     StorageError
-        If obstore does not know the scheme or an option.
+        If the URL is no bucket's, or obstore does not know an option.
     MissingExtra
         If obstore is not installed.
     """
@@ -61,6 +64,10 @@ class ObstoreBackend(ObjectBackend):
         self.url = public_url(url).rstrip("/")
         self._options = dict(storage_options or {})
         place = url.removeprefix(PREFIX)
+        if not place.startswith(_BUCKETS):
+            raise StorageError(
+                f"{self.url}: obstore is for buckets on s3, gs or az: leave out {PREFIX}"
+            )
         with self._errors(""):
             try:
                 from obstore.store import from_url

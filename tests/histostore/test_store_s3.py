@@ -209,3 +209,9 @@ def test_a_driver_goes_to_a_worker_and_back(moto):
     features.commit(BEFORE, {})
     lazy = copy.deepcopy(features.to_xarray().embedding)
     np.testing.assert_array_equal(lazy.compute(), BEFORE.embedding[0])
+
+
+@pytest.mark.parametrize("url", ["obstore+file:///tmp/store", "obstore+memory://x", "obstore+/tmp"])
+def test_obstore_is_refused_where_it_would_not_flush(url):
+    with pytest.raises(StorageError, match="obstore is for buckets on s3, gs or az"):
+        open_store(url, mode="a")
