@@ -73,19 +73,29 @@ def surroundings(image: NDArray[np.int32], reach: int) -> NDArray[np.int32]:
         ``(y, x)``, rounded down.
     """
     height, width = image.shape
-    sums = np.zeros((height + 1, width + 1), np.int64)
-    for y in range(height):
-        row = 0
-        for x in range(width):
-            row += image[y, x]
-            sums[y + 1, x + 1] = sums[y, x + 1] + row
+    wide = np.empty(width)
+    for x in range(width):
+        wide[x] = min(x + reach + 1, width) - max(x - reach, 0)
+    columns = np.zeros(width, np.int64)  # of the lines in reach
+    sums = np.zeros(width + 2 * reach + 1, np.int64)  # of columns, none before and all after
     mean = np.empty((height, width), np.int32)
-    for y in range(height):
-        top, bottom = max(y - reach, 0), min(y + reach + 1, height)
+    for y in range(-reach, height):
+        if y + reach < height:
+            for x in range(width):
+                columns[x] += image[y + reach, x]
+        if y > reach:
+            for x in range(width):
+                columns[x] -= image[y - reach - 1, x]
+        if y < 0:
+            continue
+        total = 0
         for x in range(width):
-            left, right = max(x - reach, 0), min(x + reach + 1, width)
-            around = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
-            mean[y, x] = around // ((bottom - top) * (right - left))
+            total += columns[x]
+            sums[x + reach + 1] = total
+        sums[width + reach + 1 :] = total
+        tall = min(y + reach + 1, height) - max(y - reach, 0)
+        for x in range(width):
+            mean[y, x] = np.int32((sums[x + 2 * reach + 1] - sums[x]) / (tall * wide[x]))
     return mean
 
 

@@ -6,9 +6,13 @@
    of nuclei falls apart. Threads one pixel wide go, and holes of vesicular nuclei fill up. Where
    haematoxylin hardly varies there are no nuclei.
 3. Touching nuclei are parted between the hills of a landscape: depth inside the mask, and how
-   much haematoxylin there is beyond the mean of the 13 px around, in units of how much that
-   varies. The first parts large nuclei, the second small ones.
-4. What is too small or too large for a nucleus goes.
+   much haematoxylin there is beyond the mean of the surroundings. That is measured at two scales,
+   as differences of means, and at each place the one counts that varies more about there: a sheet
+   of small nuclei varies from nucleus to nucleus, a large vesicular one as a whole more than by
+   its grains and its rim. (Scales by their strongest response: Lindeberg 1998, *Feature detection
+   with automatic scale selection*; with depth, for nuclei: Al-Kofahi et al. 2010, *Improved
+   automatic detection and segmentation of cell nuclei in histopathology images*.)
+4. What is too small or too large for a nucleus goes, and what is small beside those of the patch.
 """
 
 from __future__ import annotations
@@ -29,18 +33,21 @@ if TYPE_CHECKING:
 
 __all__ = ["SETTINGS", "Nuclei", "find_nuclei"]
 
-_FLOOR = 0.5  # least haematoxylin of a nucleus, natural optical density
+_FLOOR = 0.25  # least haematoxylin of a nucleus, natural optical density
 _CONTRAST = 0.3  # least range of it in a patch that has nuclei: more than noise
 _SHARE_OF_OTSU = 0.75
-_SHARE_OF_MEAN = 0.95
-_REACH = 12  # px, of the surroundings whose mean that is
-_LARGEST_HOLE = 80  # px²
-_NEAR = 6  # px, of the surroundings from which small nuclei stand out
+_SHARE_OF_MEAN = 0.8
+_REACH = 8  # px, of the surroundings whose mean that is
+_LARGEST_HOLE = 40  # px²
+_NEAR = 3  # px, of the surroundings from which small nuclei stand out
+_BLOB, _FAR = 2, 8  # px: averaged over, and of the surroundings, where large ones stand out
+_ABOUT = 18  # px, within which the two scales are weighed
 _RELIEF = 2.0  # px of depth that one deviation of haematoxylin counts for
 _DEEPEST = 8  # px
 _SCALE = 1024  # steps of the landscape per px: few ties
-_SADDLE = 0.82  # share of the lower summit
-_LEAST_AREA, _MOST_AREA = 18, 1500  # px²
+_SADDLE = 0.96  # share of the lower summit
+_LEAST_AREA, _MOST_AREA = 8, 1500  # px²
+_SHARE_OF_TYPICAL = 0.1  # of the area of the patch's typical nucleus: less is a speck
 
 SETTINGS = {
     "floor": _FLOOR,
@@ -48,10 +55,10 @@ SETTINGS = {
     "otsu": _SHARE_OF_OTSU,
     "mean": [_SHARE_OF_MEAN, _REACH],
     "hole": _LARGEST_HOLE,
-    "relief": [_RELIEF, _NEAR],
+    "relief": [_RELIEF, _NEAR, _BLOB, _FAR, _ABOUT],
     "depth": _DEEPEST,
     "saddle": _SADDLE,
-    "area": [_LEAST_AREA, _MOST_AREA],
+    "area": [_LEAST_AREA, _MOST_AREA, _SHARE_OF_TYPICAL],
 }
 """The numbers above, as JSON values."""
 
@@ -118,7 +125,9 @@ def find_nuclei(patch: NDArray[np.uint8]) -> Nuclei:
     mask = masks.opened(mask)
     masks.fill_holes(mask, _LARGEST_HOLE)
     hill = split.hills(_landscape(haematoxylin, mask), mask, _SADDLE)
-    label, n_nuclei = split.numbered(hill, _LEAST_AREA, _MOST_AREA)
+    label, _ = split.numbered(hill, _LEAST_AREA, _MOST_AREA)
+    least_area = max(_LEAST_AREA, int(_SHARE_OF_TYPICAL * _typical_area(label)))
+    label, n_nuclei = split.numbered(hill, least_area, _MOST_AREA)
     return Nuclei(
         label=label,
         table=measure(label, n_nuclei, haematoxylin),
@@ -129,11 +138,28 @@ def find_nuclei(patch: NDArray[np.uint8]) -> Nuclei:
 
 def _landscape(haematoxylin: NDArray[np.int32], mask: NDArray[np.uint8]) -> NDArray[np.int32]:
     """Give heights, ``(y, x)``, in 1/1024 px: see the module, step 3."""
-    depth = smooth(split.depth(mask, _DEEPEST, _SCALE), 1) // np.int32(16)
-    image = smooth(haematoxylin, 2)  # 256-fold
-    relief = image - masks.surroundings(image, _NEAR)
+    depth = smooth(split.depth(mask, _DEEPEST, _SCALE), 2) // np.int32(256)
+    sharp = smooth(haematoxylin, 1)  # 16-fold, as both reliefs
+    soft = smooth(haematoxylin, 3) // np.int32(256)
+    fine = soft - masks.surroundings(haematoxylin * np.int32(16), _NEAR)
+    blob = masks.surroundings(masks.surroundings(sharp, _BLOB), _BLOB)
+    coarse = blob - masks.surroundings(sharp, _FAR)
+    relief = split.weighed(
+        fine,
+        coarse,
+        masks.surroundings(split.squares(fine, mask), _ABOUT),
+        masks.surroundings(split.squares(coarse, mask), _ABOUT),
+    )
     # Sums of whole numbers: the same in any order.
-    inside = (relief[mask > 0] // np.int32(256)).astype(np.int64)
-    deviation = 256 * math.sqrt((inside @ inside) / max(inside.size, 1)) + UNIT  # never 0
+    inside = (relief[mask > 0] // np.int32(16)).astype(np.int64)
+    deviation = 16 * math.sqrt((inside @ inside) / max(inside.size, 1)) + UNIT  # never 0
     height = depth + np.floor(relief * (_RELIEF * _SCALE / deviation)).astype(np.int32)
     return np.where(mask > 0, np.maximum(height, 0), np.int32(0))
+
+
+def _typical_area(label: NDArray[np.int32]) -> int:
+    """Give the area, px², of the nucleus to which the middle one of all their pixels belongs."""
+    areas = np.sort(np.bincount(label.reshape(-1))[1:])
+    if areas.size == 0:
+        return 0
+    return int(areas[np.searchsorted(np.cumsum(areas), areas.sum() / 2)])

@@ -11,7 +11,7 @@ from histostore.jit import compiled
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["depth", "hills", "numbered"]
+__all__ = ["depth", "hills", "numbered", "squares", "weighed"]
 
 
 @compiled()
@@ -58,6 +58,49 @@ def depth(mask: NDArray[np.uint8], most: int, scale: int) -> NDArray[np.int32]:
                     best = min(best, k * k + up[y, x + k] * up[y, x + k])
                 k += 1
             out[y, x] = np.int32(scale * np.sqrt(best) + 0.5)
+    return out
+
+
+@compiled()
+def squares(relief: NDArray[np.int32], mask: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Square heights inside the mask, in steps of 64: squares keep within 32 bits."""
+    out = np.zeros_like(relief)
+    for y in range(relief.shape[0]):
+        for x in range(relief.shape[1]):
+            if mask[y, x]:
+                step = relief[y, x] >> 6
+                out[y, x] = step * step
+    return out
+
+
+@compiled()
+def weighed(
+    fine: NDArray[np.int32],
+    coarse: NDArray[np.int32],
+    fine_power: NDArray[np.int32],
+    coarse_power: NDArray[np.int32],
+) -> NDArray[np.int32]:
+    """Weigh two reliefs by the fourth power of how strongly each varies about a place.
+
+    Parameters
+    ----------
+    fine, coarse
+        ``(y, x)``, heights of either sign.
+    fine_power, coarse_power
+        ``(y, x)``: mean of their :func:`squares` about each pixel.
+
+    Returns
+    -------
+    relief
+        ``(y, x)``, between the two.
+    """
+    out = np.empty_like(fine)
+    for y in range(fine.shape[0]):
+        for x in range(fine.shape[1]):
+            f = (fine_power[y, x] + 1.0) * (fine_power[y, x] + 1.0)
+            c = (coarse_power[y, x] + 1.0) * (coarse_power[y, x] + 1.0)
+            share = c * c / (c * c + f * f)
+            out[y, x] = np.int32(np.floor(fine[y, x] + share * (coarse[y, x] - fine[y, x])))
     return out
 
 

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FEATURE_NAMES", "CellGraphEncoder", "Nuclei", "find_nuclei", "load"]
 
-_VERSION = 1
+_VERSION = 2
 """Of the algorithm: another one gives another feature set."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -83,7 +85,7 @@ def test_it_is_an_encoder_with_an_identity_and_a_row_of_the_table():
     assert (loaded.threads, loaded.batch_size) == (2, 7)
     document = ENCODER.identity.to_json()
     assert (document["name"], document["weights"]) == ("cell-graph", "none")
-    assert document["preprocessing"]["version"] == 1
+    assert document["preprocessing"]["version"] == 2
 
 
 @pytest.mark.parametrize("name", SPECIAL)
@@ -296,12 +298,12 @@ def test_parallel_nuclei_are_aligned_and_others_are_not():
 # --- Nuclei against the truth ------------------------------------------------------------------
 
 
-def found_right(image):
-    """Count the nuclei that are found within 5 px of one of the truth's, one to one."""
+def found_right(image, within=5):
+    """Count the nuclei that are found within some px of one of the truth's, one to one."""
     centres = find_nuclei(image.rgb).centres
     distances = cdist(centres, image.nuclei)
-    pairs = linear_sum_assignment(np.minimum(distances, 15))
-    return (distances[pairs] <= 5).sum(), len(centres), len(image.nuclei)
+    pairs = linear_sum_assignment(np.minimum(distances, 3 * within))
+    return np.array([(distances[pairs] <= within).sum(), len(centres), len(image.nuclei)])
 
 
 def test_the_truth_says_where_nuclei_lie():
@@ -326,16 +328,51 @@ def found():
 
 def test_most_nuclei_are_found_and_most_that_are_found_are_nuclei(found):
     right, seen, true = sum(found.values())
-    # Large vesicular nuclei break up: half of what is found in their pictures is a part of one.
-    assert right / seen > 0.75
-    assert right / true > 0.8
-    assert abs(seen / true - 1) < 0.15
+    assert right / seen > 0.86
+    assert right / true > 0.84
+    assert abs(seen / true - 1) < 0.1
+
+
+def test_large_vesicular_nuclei_mostly_stay_whole(found):
+    right, seen, true = found["large-cell"]
+    assert right / seen > 0.65
+    assert right / true > 0.82
 
 
 def test_small_round_nuclei_are_found_nearly_all(found):
     right, seen, true = found["small-cell"]
     assert right / seen > 0.95
-    assert right / true > 0.85
+    assert right / true > 0.87
+
+
+@pytest.mark.parametrize("strength", [0.5, 2.0])
+def test_nuclei_are_found_in_pale_and_in_dark_sections(strength):
+    counts = np.zeros(3)
+    for index in range(4):
+        image = tissue(index, 192)
+        paler = 255 * (image.rgb / 255) ** strength  # of all optical densities
+        counts += found_right(replace(image, rgb=paler.astype(np.uint8)))
+    right, seen, true = counts
+    assert right / seen > 0.8
+    assert right / true > 0.8
+
+
+def test_nuclei_of_five_px_are_told_apart():
+    counts = np.zeros(3)
+    for index in range(4):
+        image = tissue(index, 256)
+        half = image.rgb.reshape(128, 2, 128, 2, 3).mean(axis=(1, 3)).astype(np.uint8)
+        counts += found_right(replace(image, rgb=half, nuclei=image.nuclei / 2 - 0.25), within=3)
+    right, seen, true = counts
+    assert right / seen > 0.85
+    assert right / true > 0.7
+
+
+def test_specks_beside_large_nuclei_are_none():
+    patch = discs([(30, 30), (65, 60)], radius=9)
+    patch[70:75, 20:25] = NUCLEUS
+    assert len(find_nuclei(patch)) == 2
+    assert len(find_nuclei(patch[64:, :40])) == 1
 
 
 def test_crowds_of_nuclei_and_stroma_are_far_apart():

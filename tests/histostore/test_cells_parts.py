@@ -171,6 +171,21 @@ def test_sizes_that_do_not_fit_go():
     assert (label > 0).sum() == 4
 
 
+@given(seeds)
+@settings(max_examples=20)
+def test_the_relief_that_varies_more_counts(seed):
+    fine, coarse = (image_of(seed + k, (9, 12)) - 500 for k in (0, 1))
+    mask = np.ones(fine.shape, np.uint8)
+    weak = np.zeros(fine.shape, np.int32)
+    strong = np.full(fine.shape, 10_000, np.int32)
+    assert np.abs(split.weighed(fine, coarse, strong, weak) - fine).max() <= 1
+    assert np.abs(split.weighed(fine, coarse, weak, strong) - coarse).max() <= 1
+    between = split.weighed(fine, coarse, strong, strong)
+    np.testing.assert_array_equal(between, np.floor((fine + coarse) / 2))
+    np.testing.assert_array_equal(split.squares(fine, mask), (fine // 64) ** 2)
+    assert not split.squares(fine, 1 - mask).any()
+
+
 # --- Shapes ------------------------------------------------------------------------------------
 
 
