@@ -116,7 +116,8 @@ def load_encoder(
         several of them, as ``texture+squeezenet1_1``, whose features then stand side by side.
     weights
         A weights file (safetensors, npz or a torch checkpoint), held to its SHA-256 where that
-        is given as ``PATH#sha256=HEX``, or the folder of a SavedModel;
+        is given as ``PATH#sha256=HEX``, one of the hub as
+        ``hf-hub:OWNER/NAME[@REVISION][/FILE][#sha256=HEX]``, or the folder of a SavedModel;
         ``None`` downloads what the encoder was published with; ``random:SEED`` draws weights,
         for tests and benchmarks only. Of several encoders, ``NAME=PATH`` with commas between.
     device

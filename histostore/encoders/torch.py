@@ -11,8 +11,9 @@ from torch import Tensor
 
 from histostore.encoders.architectures import blueprint
 from histostore.encoders.base import EncoderIdentity, check_patches
+from histostore.encoders.hub import given
 from histostore.encoders.pixels import affine, resize
-from histostore.encoders.weights import digest, load_strictly, read_state
+from histostore.encoders.weights import digest, load_strictly
 from histostore.errors import EncoderError, OptionError
 
 if TYPE_CHECKING:
@@ -184,7 +185,8 @@ def load(
     card
         Which one; see :func:`histostore.encoders.catalog.card`.
     weights
-        A weights file; ``None`` downloads the published weights; ``random:SEED`` draws them
+        A weights file or one of the hub, as :func:`histostore.encoders.hub.given` has it;
+        ``None`` downloads the published weights; ``random:SEED`` draws them
         from torch's initialisation, for tests and benchmarks only.
     device
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -206,7 +208,7 @@ def load(
     with _forked_random_state(seed):
         plan = blueprint(card)
     if seed is None:
-        state = plan.download() if weights is None else read_state(weights)
+        state = plan.download() if weights is None else given(card, weights)
         source = f"{weights or 'the published file'} for {card.name}"
         load_strictly(plan.module, plan.translate(state), source=source, droppable=plan.droppable)
     identity = EncoderIdentity(

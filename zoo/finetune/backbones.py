@@ -18,8 +18,9 @@ import torch
 from histostore.encoders.architectures import blueprint
 from histostore.encoders.assembly import Backbone
 from histostore.encoders.catalog import card as encoder_card
+from histostore.encoders.hub import given
 from histostore.encoders.torchvision_guard import import_guarded
-from histostore.encoders.weights import load_strictly, read_state
+from histostore.encoders.weights import load_strictly
 from histostore.errors import EncoderError, HistostoreError
 from zoo.errors import NotSupported, RecipeError
 
@@ -104,7 +105,7 @@ def _sized(card: EncoderCard, px: int) -> EncoderCard:
 def _give_weights(plan: Blueprint, card: EncoderCard, weights: str | None) -> None:
     if weights is None and card.needs_weights:
         raise EncoderError(f"{card.name} has no weights to download: give the file with --weights")
-    state = plan.download() if weights is None else read_state(weights)
+    state = plan.download() if weights is None else given(card, weights)
     source = f"{weights or 'the published file'} for {card.name}"
     load_strictly(plan.module, plan.translate(state), source=source, droppable=plan.droppable)
 
