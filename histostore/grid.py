@@ -71,6 +71,10 @@ class PatchGrid:
     mpp: float | None = None
     """Scale in micrometres per pixel that patches are brought to; None takes level 0 as it is."""
 
+    min_annotated: float | None = None
+    """Least share of a patch that lies in the annotations of an image that has some; where None,
+    its centre does."""
+
     def __post_init__(self) -> None:
         stride = self.patch_size if self.stride is None else self.stride
         object.__setattr__(self, "patch_size", _positive_integer("patch_size", self.patch_size))
@@ -83,6 +87,10 @@ class PatchGrid:
                 raise OptionError(
                     f"mpp={self.mpp:g}: give at least {MIN_MPP} µm per pixel; 0.25 to 2 is usual"
                 )
+
+        share = self.min_annotated
+        if share is not None and not 0 < share <= 1:
+            raise OptionError(f"min_annotated={share!r}: give a share above 0, at most 1")
 
     def place(self, width_px: int, height_px: int, mpp: float | None = None) -> Placement:
         """Place the patches on an image.
@@ -179,14 +187,21 @@ class PatchGrid:
         return self._edge_and_stride(mpp)[0]
 
     def to_json(self) -> dict[str, Any]:
-        """Give the grid as JSON values; equal grids give equal values.
+        """Give the grid as JSON values, the least annotated share only where there is one.
 
         Examples
         --------
         >>> PatchGrid(224).to_json()
         {'patch_size': 224, 'stride': 224, 'mpp': None}
         """
-        return {"patch_size": self.patch_size, "stride": self.stride, "mpp": self.mpp}
+        document: dict[str, Any] = {
+            "patch_size": self.patch_size,
+            "stride": self.stride,
+            "mpp": self.mpp,
+        }
+        if self.min_annotated is not None:
+            document["min_annotated"] = float(self.min_annotated)
+        return document
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> PatchGrid:
@@ -198,7 +213,10 @@ class PatchGrid:
             If a value makes no sense.
         """
         return cls(
-            patch_size=document["patch_size"], stride=document["stride"], mpp=document["mpp"]
+            patch_size=document["patch_size"],
+            stride=document["stride"],
+            mpp=document["mpp"],
+            min_annotated=document.get("min_annotated"),
         )
 
 

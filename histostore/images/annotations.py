@@ -6,9 +6,9 @@
     Edge and scale are those of the grid.
 ``annotations``
     GeoJSON (RFC 7946) as QuPath exports it: polygons in level-0 pixels, holes and all, of
-    whatever class. Patches of the grid whose centre lies in one exist; the tissue filter
-    chooses among them. Where an annotation is so small that no centre lies in it, the patch
-    that shares most of it does.
+    whatever class. Patches of the grid whose centre lies in one exist, or those that lie in them
+    by the grid's least share; the tissue filter chooses among them. Where annotations are so
+    small that no patch is left, the one that shares most of them exists.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ GIVEN_COORDINATES = "given-coordinates"
 
 ANNOTATED = "annotated"
 """Flag: polygons said which patches of the grid exist."""
+
+_ROUNDING = 1e-9  # of a share: areas are sums of many corners
 
 
 class Places(Protocol):
@@ -134,12 +136,29 @@ class Annotation:
             )
         half = whole.edge_px / 2
         shapely.prepare(self.area)
-        chosen = np.flatnonzero(shapely.intersects_xy(self.area, whole.x + half, whole.y + half))
+        if grid.min_annotated is None:
+            chosen = shapely.intersects_xy(self.area, whole.x + half, whole.y + half).nonzero()[0]
+        else:
+            shared, least = self._shared(whole, width_px, height_px), grid.min_annotated
+            chosen = (shared[0] >= least * (1 - _ROUNDING) * shared[1]).nonzero()[0]
         if len(chosen) == 0:
-            squares = shapely.box(whole.x, whole.y, whole.x + 2.0 * half, whole.y + 2.0 * half)
-            shared = shapely.area(shapely.intersection(self.area, squares))
-            chosen = np.array([np.argmax(shared)])
+            chosen = np.array([np.argmax(self._shared(whole, width_px, height_px)[0])])
         return Placement(x=whole.x[chosen], y=whole.y[chosen], edge_px=whole.edge_px)
+
+    def _shared(
+        self, placement: Placement, width_px: int, height_px: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Give, px², what of every patch lies in the polygons, and what in the image."""
+        shapely = _shapely()
+        right = np.minimum(placement.x + placement.edge_px, width_px)
+        bottom = np.minimum(placement.y + placement.edge_px, height_px)
+        squares = shapely.box(placement.x, placement.y, right, bottom)
+        areas = shapely.area(squares)
+        shared = np.where(shapely.contains(self.area, squares), areas, 0.0)
+        # Cutting is slow: only what the outline runs through.
+        cut = shapely.intersects(self.area, squares) & (shared == 0)
+        shared[cut] = shapely.area(shapely.intersection(self.area, squares[cut]))
+        return shared, areas
 
 
 def read_places(given: Given, storage_options: Mapping[str, Any] | None = None) -> Places:

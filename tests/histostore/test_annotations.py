@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import histostore
 from histostore.cohort import Cohort, Given
-from histostore.errors import CohortError, ImageError, StorageError
+from histostore.errors import CohortError, ImageError, OptionError, StorageError
 from histostore.grid import PatchGrid
 from histostore.images.annotations import (
     ANNOTATED,
@@ -151,6 +151,41 @@ def test_tissue_is_looked_for_within_the_polygons():
     assert small.flags == (ANNOTATED, SMALL_IMAGE)
 
 
+@given(
+    box=st.tuples(*(st.integers(0, 150) for _ in range(4))),
+    hole=st.booleans(),
+    least=st.floats(1e-4, 1),
+)
+def test_patches_lie_in_the_annotations_by_the_share_asked_for(box, hole, least):
+    x, y, width, height = box
+    rings = [ring(x, y, x + width + 50, y + height + 40)]
+    mask = np.zeros((200, 300), bool)
+    mask[y : y + height + 40, x : x + width + 50] = True
+    if hole:
+        rings.append(ring(x + 10, y + 10, x + 40, y + 30))
+        mask[y + 10 : y + 30, x + 10 : x + 40] = False
+    annotation = parse_geojson(geojson(*rings), "a")
+    grid = PatchGrid(32, min_annotated=least)
+    placement = annotation.place(grid, 300, 200, None)
+    found = set(zip(placement.x.tolist(), placement.y.tolist(), strict=True))
+    whole = grid.place(300, 200)
+    shares = {
+        (x, y): mask[y : y + 32, x : x + 32].mean()  # of what lies in the image
+        for x, y in zip(whole.x.tolist(), whole.y.tolist(), strict=True)
+    }
+    expected = {place for place, share in shares.items() if share >= least * (1 - 1e-9)}
+    assert found == expected or (not expected and len(found) == 1)
+
+
+def test_the_share_is_part_of_the_grid_only_where_it_is_given():
+    assert "min_annotated" not in PatchGrid(32).to_json()
+    grid = PatchGrid(32, min_annotated=0.5)
+    assert PatchGrid.from_json(grid.to_json()) == grid != PatchGrid(32)
+    for share in (0, -0.1, 1.1, float("nan")):
+        with pytest.raises(OptionError, match="give a share above 0, at most 1"):
+            PatchGrid(32, min_annotated=share)
+
+
 def test_polygons_that_overlap_or_cross_themselves_count_as_what_they_enclose():
     bow = [[0, 0], [100, 100], [100, 0], [0, 100], [0, 0]]
     feature = json.loads(geojson(bow, wrap=False))
@@ -251,6 +286,21 @@ def test_a_build_takes_the_patches_that_are_given(tmp_path):
     done = call("histostore", "build", table, tmp_path / "other", *words)
     assert done.code == 3
     assert "c.csv: 1 of 1 patches begin outside the image of 96×64 px" in done.out
+
+
+def test_the_share_names_another_feature_set_and_shows_in_the_preview(tmp_path):
+    (tmp_path / "a.geojson").write_bytes(geojson(ring(0, 0, 50, 40)))
+    table = given_cohort(tmp_path, annotations=["a.geojson", "a.geojson"])
+    words = ("--patch-size", "32", "--tissue", "none")
+    for share, n in ((None, 2), (0.9, 1), (0.01, 4)):
+        given = words if share is None else (*words, "--min-annotated", share)
+        assert call("histostore", "build", table, tmp_path / f"{n}", *given, "--threads", "1").code == 0  # fmt: skip
+        (features,) = histostore.open(str(tmp_path / f"{n}")).values()
+        assert len(features.bag("i0").coords) == n
+        assert features.spec.grid.min_annotated == share
+        drawn = call("histostore", "preview", table, "-o", tmp_path / f"p{n}", *given, "--json")
+        assert [image["n_kept"] for image in drawn.json["images"]] == [n, n]
+    assert call("histostore", "build", table, tmp_path / "0", "--min-annotated", "2").code == 1
 
 
 def test_places_that_changed_are_reported_and_embedded_again_on_request(tmp_path):
