@@ -15,8 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from benchmarks.orders import straight_loop
 from histostore import Cohort
 from histostore.build import BuildOptions, EncoderOptions, build
@@ -26,7 +24,7 @@ from histostore.images.tissue import TissueFilter
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["KINDS", "options_of", "origins_of", "peak_mib", "peaks_of"]
+__all__ = ["KINDS", "options_of", "peak_mib", "peaks_of"]
 
 KINDS = ("build", "loop")
 _STATUS = "/proc/self/status"
@@ -41,18 +39,11 @@ def options_of(*, patch: int, **encoder: Any) -> BuildOptions:
     )
 
 
-def origins_of(width: int, height: int, patch: int) -> np.ndarray:
-    """Top-left corners, row by row: ``(patch, 2)`` as x, y."""
-    y, x = np.mgrid[0 : height - patch + 1 : patch, 0 : width - patch + 1 : patch]
-    return np.stack([x.ravel(), y.ravel()], axis=1)
-
-
-def peaks_of(cohort: Cohort, side: int, options: BuildOptions) -> dict[str, int | None]:
+def peaks_of(cohort: Cohort, options: BuildOptions) -> dict[str, int | None]:
     """Do a build and a straight loop of the same images, each in a process of its own: MiB."""
     given = {
         "table": cohort.url,
         "n_images": len(cohort),
-        "side": side,
         "patch": options.grid.patch_size,
     }
     found: dict[str, int | None] = {}
@@ -88,16 +79,14 @@ def _peak_kib(process: str) -> int:
     return 0
 
 
-def _do(
-    kind: str, *, table: str, n_images: int, side: int, patch: int, encoder: dict[str, Any]
-) -> None:
+def _do(kind: str, *, table: str, n_images: int, patch: int, encoder: dict[str, Any]) -> None:
     options, cohort = options_of(patch=patch, **encoder), Cohort.read(table).limit(n_images)
     with tempfile.TemporaryDirectory() as folder:
         if kind == "build":
             build(cohort, f"{folder}/store", options)
         else:
             loaded = options.encoder.load()
-            straight_loop(cohort.urls, loaded, origins_of(side, side, patch), patch, Path(folder))
+            straight_loop(cohort.urls, loaded, patch, Path(folder))
         print(peak_mib())  # while a child of the encoder is there
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from benchmarks import bench_precision
-from benchmarks.bench_build import SIDE, agree, cost_of_a_build
+from benchmarks import arithmetic, bench_precision, orders
+from benchmarks.bench_build import N_TILED, SIDE, Images, agree, all_patches, cost_of_a_build
 from benchmarks.peaks import options_of
 from histostore import Cohort
+from histostore.images.readers import open_image
 from histostore.synthetic import make_cohort
 
 
@@ -65,5 +71,53 @@ def test_a_build_is_held_against_the_bare_encoder_and_a_loop(tmp_path):
     assert [row.name.partition(" ÷")[0] for row in rows] == ["bare forward", "straight loop"]
     for row in rows:
         assert row.ratio == row.theirs_s / row.ours_s
-        assert "patches/s, peak memory of the build" in row.baseline
+        assert "patches/s, reading them alone" in row.baseline
+        assert "peak memory of the build" in row.baseline
         assert "peak memory of the loop" in row.baseline
+
+
+def test_orders_of_work_read_the_patches_that_a_build_reads(tmp_path, real_data):
+    url = str(real_data / "wsi" / "kidney-48-5-ihc.tif")  # 1493 × 901: patches hang over the border
+    with closing(open_image(url)) as reader:
+        corners = orders.corners(reader, 256)
+    read = all_patches(url, options_of(patch=256))
+    each = orders.OnePatchEach(url, corners, 256, np.asarray)
+    np.testing.assert_array_equal(np.stack([each[row][0] for row in range(len(each))]), read)
+    orders.straight_loop([url], Mean(), 256, tmp_path)
+    left = np.load(tmp_path / "0.npz")
+    np.testing.assert_array_equal(left["features"], Mean().encode(read))
+    np.testing.assert_array_equal(left["coords"], corners)
+
+
+class Mean:
+    """Encodes a patch as its mean colour."""
+
+    batch_size = 5
+
+    def encode(self, patches):
+        return patches.mean(axis=(1, 2))
+
+
+def test_real_images_are_named_and_other_machines_say_synthetic(real_data, tmp_path):
+    slide, slides, tiled = Images.real(tmp_path / "tables")
+    assert slide.cohort.urls == slides.cohort.urls[:1]
+    assert all(Path(url).is_relative_to(real_data) for url in slides.cohort.urls)
+    assert len(tiled.cohort) == N_TILED
+    drawn = Images.synthetic(tmp_path / "drawn", 1)
+    assert {images.told for images in (slide, slides, tiled)}.isdisjoint({drawn.told})
+
+
+@pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed")
+def test_a_forward_pass_in_every_arithmetic_gives_the_vectors(monkeypatch):
+    monkeypatch.setattr(arithmetic, "BATCH", 2)
+    plain = {what: how for what, how in arithmetic.VARIANTS.items() if how[0] != "float16"}
+    monkeypatch.setattr(arithmetic, "VARIANTS", plain)
+    monkeypatch.setattr(arithmetic, "_compiler", lambda: None)
+    rows = list(arithmetic.forward_times("small", "test_resnet.r160_in1k", turns=1))
+    assert len(rows) == len(plain)
+    for row, (what, (_, _, compiled)) in zip(rows, plain.items(), strict=True):
+        assert row.name == f"float32, channels first ÷ {what}, small, a batch of 2"
+        assert (row.not_run == "no C++ compiler here") == compiled
+        if not compiled:
+            error = float(re.search(r"differ by up to (\S+) %", row.baseline)[1])
+            assert error < (2 if "bfloat16" in what else 0.01)

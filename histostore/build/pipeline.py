@@ -1,7 +1,8 @@
 """One work unit: read, cut, encode, hand over fragments.
 
-Reading runs ahead on a few threads, by a bounded number of blocks; the encoder sees full
-batches that reach across images and views; so the encoder never waits for one small image,
+Reading runs ahead on a few threads, by a bounded number of blocks; the encoder has a thread of
+its own and sees full batches that reach across images and views, the next of which is gathered
+while one is encoded; so the encoder never waits for one small image, nor for views to be turned,
 and memory depends on the settings here, not on the size of an image.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -55,7 +57,10 @@ BLOCK_PATCHES = 64
 """Patches read in one go; the unit of reading ahead."""
 
 READ_AHEAD = 6
-"""Blocks, and opened images, that may wait for the encoder."""
+"""Blocks, and opened images, that may wait for the encoder, where two threads read."""
+
+ENCODE_AHEAD = 1
+"""Batches with the encoder while the next one is gathered."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,30 +135,61 @@ class _Block:
     """Why there are no pixels, where reading them failed."""
 
 
+_Target = tuple[EncodedImage, int, int, int]
+"""Where some vectors belong: image, view, first row, number of rows."""
+
+
 @dataclass(slots=True)
 class _Batch:
-    """Patches gathered for the encoder, and where their vectors belong."""
+    """Patches gathered for the encoder, and those that it has."""
 
-    size: int
+    encoder: Encoder
+    thread: Executor
+    """One thread, so that batches come back in the order they went."""
     pixels: list[NDArray[np.uint8]] = field(default_factory=list)
-    targets: list[tuple[EncodedImage, int, int, int]] = field(default_factory=list)
+    targets: list[_Target] = field(default_factory=list)
     n: int = 0
+    in_work: deque[tuple[Future[NDArray[np.float32]], list[_Target]]] = field(default_factory=deque)
+    broken: bool = False
+    """Whether the encoder is in a call, or a call of it has failed."""
 
     def add(self, image: EncodedImage, view: int, start: int, pixels: NDArray[np.uint8]) -> None:
-        self.pixels.append(pixels)
-        self.targets.append((image, view, start, len(pixels)))
-        self.n += len(pixels)
+        """Gather patches, a full batch at a time."""
+        size = self.encoder.batch_size
+        while len(pixels):
+            taken = pixels[: size - self.n]
+            self.pixels.append(taken)
+            self.targets.append((image, view, start, len(taken)))
+            self.n += len(taken)
+            start, pixels = start + len(taken), pixels[len(taken) :]
+            if self.n == size:
+                self.send()
 
-    def encode(self, encoder: Encoder) -> None:
-        """Encode what was gathered and put every vector into its image's row."""
-        if not self.n:
-            return
-        vectors = encoder.encode(np.concatenate(self.pixels))
-        at = 0
-        for image, view, start, count in self.targets:
-            image.take(view, start, vectors[at : at + count])
-            at += count
-        self.pixels, self.targets, self.n = [], [], 0
+    def send(self) -> None:
+        """Hand over what was gathered, and wait for what went before."""
+        if self.n:
+            vectors = self.thread.submit(self._encode, np.concatenate(self.pixels))
+            self.in_work.append((vectors, self.targets))
+            self.pixels, self.targets, self.n = [], [], 0
+        self.settle(ENCODE_AHEAD)
+
+    def _encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Encode, on the thread; after a failure, which is heard of first, nothing more."""
+        if self.broken:
+            raise CancelledError
+        self.broken = True
+        vectors = self.encoder.encode(pixels)
+        self.broken = False
+        return vectors
+
+    def settle(self, left: int) -> None:
+        """Put vectors into their images' rows, until no more than so many batches are in work."""
+        while len(self.in_work) > left or (self.in_work and self.in_work[0][0].done()):
+            encoded, targets = self.in_work.popleft()
+            vectors, at = encoded.result(), 0
+            for image, view, start, count in targets:
+                image.take(view, start, vectors[at : at + count])
+                at += count
 
 
 def encode_images(
@@ -166,6 +202,7 @@ def encode_images(
     storage_options: dict[str, object] | None = None,
     stopped: Callable[[], bool] = lambda: False,
     stream: Callable[[tuple[int, int, int]], FragmentStream] | None = None,
+    read_ahead: int = READ_AHEAD,
 ) -> Iterator[EncodedImage | Failure]:
     """Embed images one after the other, reading ahead on ``pool``.
 
@@ -182,6 +219,8 @@ def encode_images(
     stream
         Opens a place in the store for an embedding of a given shape that is too large to be
         held; without it, all are held in memory.
+    read_ahead
+        Blocks, and opened images, that may wait for the encoder; more than ``pool`` has threads.
 
     Yields
     ------
@@ -190,11 +229,12 @@ def encode_images(
 
     """
     check_stain(spec)
-    batch = _Batch(size=encoder.batch_size)
     waiting: deque[EncodedImage | Failure] = deque()
     begin = partial(_begin, spec=spec, views=views, storage=storage_options, stream=stream)
-    with ExitStack() as spoilt, _dropped(waiting):  # readers of images that failed half-way
-        for block in _read_blocks(jobs, begin, spec, pool=pool):
+    # On the stack are readers of images that failed half-way.
+    with ExitStack() as spoilt, _dropped(waiting), ThreadPoolExecutor(1) as thread:
+        batch = _Batch(encoder=encoder, thread=thread)
+        for block in _read_blocks(jobs, begin, spec, pool=pool, depth=read_ahead):
             if stopped():
                 return
             image = block.image
@@ -207,10 +247,12 @@ def encode_images(
                     image.rows.discard()
                     spoilt.callback(image.reader.close)
                 if block.pixels is not None:
-                    _feed(batch, encoder, image, block.start, block.pixels, views)
+                    _feed(batch, image, block.start, block.pixels, views)
+            batch.settle(ENCODE_AHEAD)
             while waiting and (isinstance(waiting[0], Failure) or waiting[0].pending == 0):
                 yield _finish(waiting.popleft())
-        batch.encode(encoder)
+        batch.send()
+        batch.settle(0)
         while waiting:
             yield _finish(waiting.popleft())
 
@@ -239,23 +281,15 @@ def _finish(image: EncodedImage | Failure) -> EncodedImage | Failure:
 
 def _feed(
     batch: _Batch,
-    encoder: Encoder,
     image: EncodedImage,
     start: int,
     pixels: NDArray[np.uint8],
     views: tuple[str, ...],
 ) -> None:
-    """Give every view of a block to the encoder, a full batch at a time."""
+    """Give every view of a block to the encoder."""
     keys = _keys(image, start, len(pixels)) if any(map(is_seeded, views)) else None
     for number, view in enumerate(views):
-        turned = apply_view(pixels, view, keys)
-        at = 0
-        while at < len(turned):
-            taken = turned[at : at + batch.size - batch.n]
-            batch.add(image, number, start + at, taken)
-            at += len(taken)
-            if batch.n == batch.size:
-                batch.encode(encoder)
+        batch.add(image, number, start, apply_view(pixels, view, keys))
 
 
 def _keys(image: EncodedImage, start: int, count: int) -> list[PatchKey]:
@@ -310,11 +344,12 @@ def _read_blocks(
     spec: FeatureSpec,
     *,
     pool: Executor,
+    depth: int,
 ) -> Iterator[_Block]:
     """Open images and read their patches ahead of whoever asks, in order."""
 
     def blocks() -> Iterator[_Block]:
-        for image in prefetch(pool, begin, jobs, depth=READ_AHEAD):
+        for image in prefetch(pool, begin, jobs, depth=depth):
             n_patches = 1 if isinstance(image, Failure) else image.n_patches
             for start in range(0, n_patches, BLOCK_PATCHES):
                 yield _Block(image=image, start=start)
@@ -331,7 +366,7 @@ def _read_blocks(
             return replace(block, failure=_failure(image.job, str(error)))
         return replace(block, pixels=image.look(block.start, pixels))
 
-    return prefetch(pool, read, blocks(), depth=READ_AHEAD)
+    return prefetch(pool, read, blocks(), depth=depth)
 
 
 def _failure(job: ImageJob, reason: str) -> Failure:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from histostore.build.allocator import return_large_blocks
 from histostore.build.gather import gather_fragments, patches_of
-from histostore.build.pipeline import EncodedImage, Failure, encode_images
+from histostore.build.pipeline import READ_AHEAD, EncodedImage, Failure, encode_images
 from histostore.build.reembed import embed_again
+from histostore.encoders.weightless import available_cores
 from histostore.errors import EncoderError, NotFound, StorageError
 from histostore.provenance import versions
 from histostore.store import open_store
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["UnitResult", "UnitTask", "build_unit", "encoder_of"]
 
-READ_THREADS = 2
+READ_THREADS = (2, 8)
+"""Threads that read, at least and at most: as many as there are cores to decode on, so that a
+GPU is not kept waiting."""
 
 _LOADING = Lock()
 
@@ -128,7 +131,8 @@ def build_unit(
                 else:
                     yield image
 
-    with ThreadPoolExecutor(READ_THREADS) as readers, ThreadPoolExecutor(1) as writer:
+    n_readers = _n_readers(task.encoder)
+    with ThreadPoolExecutor(n_readers) as readers, ThreadPoolExecutor(1) as writer:
         images = encode_images(
             jobs,
             features.spec,
@@ -138,6 +142,7 @@ def build_unit(
             storage_options=task.storage_options,
             stopped=stopped,
             stream=features.stream,
+            read_ahead=READ_AHEAD + n_readers - READ_THREADS[0],
         )
         commits: list[Future[str]] = []
         for fragment in gather_fragments(finished(images), task.views):
@@ -151,6 +156,12 @@ def build_unit(
         n_found=tally.n_found,
         failed=tuple(tally.failed),
     )
+
+
+def _n_readers(encoder: EncoderOptions) -> int:
+    """Count the threads that read: those of a process that was given few cores are few."""
+    least, most = READ_THREADS
+    return min(max(encoder.threads or available_cores(), least), most)
 
 
 def _reembed(
