@@ -336,12 +336,12 @@ def _resolve(
         url = ""
         if path is None:
             pass
-        elif "://" in path or "::" in path:
+        elif "://" in path:
             url = path
         elif "\\" in path and os.name != "nt" and ntpath.splitdrive(path)[0]:
             problems.append((row, f"row {row}: {path!r} is a path of a Windows machine"))
-        elif path[0] in "/~" or (os.name == "nt" and ntpath.isabs(path)):
-            url = local_path(path) or path
+        elif os.path.isabs(expanded := local_path(path) or path):  # noqa: PTH117 - hot path
+            url = expanded
         else:
             inside = _normal(path)
             if inside == ".." or inside.startswith("../"):

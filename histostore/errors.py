@@ -38,6 +38,7 @@ __all__ = [
     "OptionError",
     "StorageError",
     "VersionError",
+    "refusal",
     "summarise",
 ]
 
@@ -138,3 +139,18 @@ class MissingExtra(HistostoreError, ImportError):
     def named(cls, library: str, *, extra: str) -> MissingExtra:
         """Build the error for ``library``, which the extra ``extra`` installs."""
         return cls(f"{library} is not installed; run: pip install 'histostore[{extra}]'")
+
+
+def refusal(error: Exception) -> str:
+    """Say in one line what the operating system refused, and of which file.
+
+    Examples
+    --------
+    >>> refusal(FileNotFoundError(2, "No such file or directory", "a.csv"))
+    'a.csv: No such file or directory'
+    >>> refusal(MemoryError())
+    'MemoryError'
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

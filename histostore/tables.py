@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-__all__ = ["REQUIRED", "Cells", "Table", "parse_csv", "parse_frame", "parse_parquet"]
+__all__ = [
+    "REQUIRED",
+    "Cells",
+    "Table",
+    "name_problem",
+    "parse_csv",
+    "parse_frame",
+    "parse_parquet",
+]
 
 REQUIRED = ("image_id", "path")
 """Columns that every cohort has."""
@@ -116,6 +124,21 @@ class Table:
         return ((row, cell) for row, cell in zip(self.rows, column, strict=True) if cell)
 
 
+def name_problem(name: str) -> str | None:
+    """Say why no table can name an image so; None where one can.
+
+    Examples
+    --------
+    >>> name_problem("slide 7"), name_problem("slide 7 ")
+    (None, 'begins or ends with a space')
+    """
+    if not name:
+        return "is empty"
+    if _FORBIDDEN.search(name):
+        return "holds a control character"
+    return None if name == name.strip() else "begins or ends with a space"
+
+
 def _is_positive(cell: str) -> bool:
     try:
         return 0 < float(cell) < math.inf
@@ -162,6 +185,10 @@ def parse_csv(content: bytes) -> Table:
     if not records:
         return Table.refused("is empty; the first row must name the columns")
     header, *body = records
+    if not any(map(str.strip, header)):
+        return Table.refused("the first row is blank; it must name the columns")
+    if any("\0" in name for name in header):
+        return Table.refused("is no text: its first row holds zero bytes; save the table as UTF-8")
     width = len(header)
     problems = [
         f"row {row}: {len(cells)} cells where the header has {width}"

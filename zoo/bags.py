@@ -18,7 +18,7 @@ from zoo.bagtable import Bag, BagTable, read_table
 from zoo.labels import digest_of, encode, objects
 from zoo.showing import bags_html, bags_line
 from zoo.stored import usable
-from zoo.targets import check_truth, read_targets
+from zoo.targets import check_truth, cohort_of, read_targets
 from zoo.tasks import Task
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    import pandas as pd
     from numpy.typing import ArrayLike, NDArray
 
     from histostore.cohort import Cohort
@@ -49,7 +50,7 @@ class Bags:
     features
         Feature set of an open store.
     cohort
-        Table of images. Those without a label are left out and counted in ``n_unlabelled``,
+        Table of images, or its path or data frame. Those without a label are left out and counted in ``n_unlabelled``,
         those that failed in the build in ``n_failed``.
     target
         Column of the cohort that holds the label.
@@ -60,8 +61,7 @@ class Bags:
     levels
         Of task ordinal, the lowest first; numbers in their order where left out.
     memory_limit
-        Bytes that the rows may take in memory; beyond, they are kept in a local file. Half of
-        the memory that is available where left out.
+        Bytes of rows kept in memory, half of what is free where left out; more go to a local file.
     cache
         Folder for such files; ``$HISTOSTORE_CACHE``, or the user's folder for caches.
 
@@ -107,7 +107,7 @@ class Bags:
     def __init__(
         self,
         features: FeatureSet,
-        cohort: Cohort,
+        cohort: Cohort | pd.DataFrame | str | os.PathLike[str],
         target: str = "label",
         augmentation: str = "identity",
         *,
@@ -116,7 +116,7 @@ class Bags:
         memory_limit: int | None = None,
         cache: str | os.PathLike[str] | None = None,
     ) -> None:
-        task = Task(targets=(target,)) if task is None else task
+        cohort, task = cohort_of(cohort), task or Task(targets=(target,))
         read = read_targets(cohort, task, levels)
         labelled = np.flatnonzero(read.codes >= 0)
         image_ids = objects(cohort.image_ids)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from histostore.cohort import Cohort
 from histostore.errors import OptionError, summarise
 from histostore.files import public_url
 from zoo.errors import SplitError
@@ -16,12 +18,12 @@ from zoo.labels import encode
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import pandas as pd
     from numpy.typing import ArrayLike, NDArray
 
-    from histostore.cohort import Cohort
     from zoo.tasks import Task
 
-__all__ = ["Targets", "check_truth", "read_targets", "strata"]
+__all__ = ["Targets", "check_truth", "cohort_of", "read_targets", "strata"]
 
 _MOST_BINS = 4
 _NAMED = 3
@@ -50,7 +52,24 @@ class Targets:
         return dataclasses.replace(self, codes=codes.astype(np.int64), classes=classes, truth=truth)
 
 
-def read_targets(cohort: Cohort, task: Task, levels: Sequence[str] = ()) -> Targets:
+def cohort_of(images: Cohort | pd.DataFrame | str | os.PathLike[str]) -> Cohort:
+    """Take a cohort, or make one of a data frame or of the table that a path or URL names.
+
+    Raises
+    ------
+    CohortError, StorageError
+        As :meth:`histostore.cohort.Cohort.read`; files are not looked for.
+    """
+    if isinstance(images, Cohort):
+        return images
+    if isinstance(images, str | os.PathLike):
+        return Cohort.read(images, check_files=False)
+    return Cohort.from_frame(images, check_files=False)
+
+
+def read_targets(
+    cohort: Cohort, task: Task, levels: Sequence[str] = (), *, to_learn: bool = True
+) -> Targets:
     """Read what a task learns from a cohort's columns.
 
     An image with an empty cell in one of the columns has no label.
@@ -63,6 +82,8 @@ def read_targets(cohort: Cohort, task: Task, levels: Sequence[str] = ()) -> Targ
         What is learned.
     levels
         Ordered levels, the lowest first; numbers in their order where left out.
+    to_learn
+        Refuse what teaches nothing, such as one number throughout, which may still be judged by.
 
     Raises
     ------
@@ -90,7 +111,7 @@ def read_targets(cohort: Cohort, task: Task, levels: Sequence[str] = ()) -> Targ
         truth[~known] = np.nan
         classes = task.targets if task.kind == "multi-label" else ()
         targets = Targets(codes=np.where(known, 0, -1), classes=classes, truth=truth)
-        if known.any() and not problems:
+        if to_learn and known.any() and not problems:
             problems += [found] if (found := task.problem_of(truth[known])) else []
     if problems:
         raise OptionError(summarise(public_url(cohort.url), problems), problems=problems)

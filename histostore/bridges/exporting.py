@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,8 @@ __all__ = ["export_layout"]
 
 
 def export_layout(
-    store_url: str,
-    target: str,
+    store_url: str | os.PathLike[str],
+    target: str | os.PathLike[str],
     layout: str,
     *,
     feature_set: str | None = None,
@@ -74,7 +75,7 @@ def export_layout(
         If the storage refuses, or an optional library is absent.
     """
     began = time.monotonic()
-    card = find(layout, EXPORTS)
+    card, target = find(layout, EXPORTS), os.fspath(target)
     storage = dict(storage_options or {})
     features = open_store(store_url, storage).feature_set(feature_set)
     place = Target(target, storage)

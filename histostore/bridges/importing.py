@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from histostore.build.report import Counter
 from histostore.errors import FormatError, OptionError, StorageError
 from histostore.provenance import versions
 from histostore.store import Fragment, open_store
+from histostore.tables import name_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -33,14 +35,14 @@ VIEW = "identity"
 
 
 def import_layout(
-    source: str,
-    store_url: str,
+    source: str | os.PathLike[str],
+    store_url: str | os.PathLike[str],
     layout: str,
     *,
     name: str | None = None,
     mpp: float | None = None,
     storage_options: Mapping[str, Any] | None = None,
-    cohort_out: str | None = None,
+    cohort_out: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> ImportReport:
     """Bring the vectors of others into a store.
@@ -68,6 +70,7 @@ def import_layout(
         For the storage driver, of the source and of the store.
     cohort_out
         Where to write a cohort table: image_id, path, and label where the source has labels.
+        What such a table cannot name, fails.
     progress
         Called after every image.
 
@@ -88,10 +91,12 @@ def import_layout(
         If an optional library is absent.
     """
     began = time.monotonic()
+    source, table = os.fspath(source), None if cohort_out is None else os.fspath(cohort_out)
     options = _options(layout, mpp=mpp)
     storage = dict(storage_options or {})
     listing: Listing = find(layout, IMPORTS).load()(source, storage, **options)
-    work = _Import(open_store(store_url, storage, mode="a"), layout, address(source, storage), name)
+    store = open_store(store_url, storage, mode="a")
+    work = _Import(store, layout, address(source, storage), name, in_table=table is not None)
     work.run(listing, progress)
     report = ImportReport(
         layout=layout,
@@ -103,14 +108,14 @@ def import_layout(
         failed=tuple(work.failed),
         changed=tuple(work.changed),
         n_patches=work.n_patches,
-        cohort=cohort_out,
+        cohort=table,
         seconds=time.monotonic() - began,
     )
     if report.n_imported or report.failed:
         for features in work.touched.values():
             features.record_build({"import": layout, **report.to_json(), "versions": versions()})
-    if cohort_out is not None:
-        _write_cohort(listing, {failure.image_id for failure in work.failed}, cohort_out)
+    if table is not None:
+        _write_cohort(listing, {failure.image_id for failure in work.failed}, table)
     return report
 
 
@@ -126,8 +131,11 @@ def _options(layout: str, **given: object) -> dict[str, object]:
 class _Import:
     """An import under way: what is read and not yet committed, and what was counted."""
 
-    def __init__(self, store: Store, layout: str, origin: str, name: str | None) -> None:
+    def __init__(
+        self, store: Store, layout: str, origin: str, name: str | None, *, in_table: bool
+    ) -> None:
         self.origin = origin
+        self._in_table = in_table
         self.touched: dict[str, FeatureSet] = {}
         self.n_done = self.n_imported = self.n_patches = 0
         self.failed: list[Failure] = []
@@ -187,6 +195,9 @@ class _Import:
         """Read an image and keep it for the next commit; give its patches, 0 if it failed."""
         try:
             image.image_id.encode()
+            wrong = name_problem(image.image_id)
+            if wrong and (self._in_table or not image.image_id):
+                return self._fail(image, f"its name {wrong}; rename it")
             rows = image.read()
             spec = imported(rows, self._layout, source=self.origin, name=self._name)
         except UnicodeEncodeError:

@@ -17,6 +17,7 @@ together, they are read alone; a file that scatters its bags is read whole.
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 from contextlib import ExitStack
 from functools import partial
@@ -110,7 +111,10 @@ class _Table:
             raise unsound(self._url, "npz file", error) from error
         bag = self._small["bag"]
         if bag.ndim != 1 or bag.dtype.kind not in "iuU" or not len(bag):
-            raise FormatError(f"{public_url(self._url)}: bag is {bag.dtype} {bag.shape}")
+            raise FormatError(
+                f"{public_url(self._url)}: bag is {bag.dtype} {bag.shape}, not one whole number"
+                " or text per instance"
+            )
         values, inverse = np.unique(bag, return_inverse=True)
         order = np.argsort(inverse, kind="stable")
         self._rows = np.split(order, np.flatnonzero(np.diff(inverse[order])) + 1)
@@ -121,7 +125,11 @@ class _Table:
         return ids, dict(zip(ids, labels, strict=True)) if labels else {}
 
     def _read_small(self) -> None:
-        with _opened(self._url, self._storage) as file, np.load(file, allow_pickle=False) as arrays:
+        with (
+            _opened(self._url, self._storage) as file,
+            # np.load would advise to load what is no zip file as a pickle.
+            np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays,
+        ):
             if missing := {"X", "bag"} - set(arrays.files):
                 raise FormatError(
                     f"{public_url(self._url)} has no array {' and '.join(sorted(missing))};"
@@ -135,8 +143,9 @@ class _Table:
         array = self._small.get(name)
         if array is None:
             return []
-        numbered = values.dtype.kind in "iu" and values[0] >= 0 and len(array) > values[-1]
-        if array.ndim != 1 or not (numbered or len(array) == len(values)):
+        n_bags = array.shape[0] if array.ndim == 1 else -1
+        numbered = values.dtype.kind in "iu" and values[0] >= 0 and n_bags > values[-1]
+        if not (numbered or n_bags == len(values)):
             raise FormatError(
                 f"{public_url(self._url)}: {name} has shape {array.shape} for {len(values)} bags"
             )
@@ -179,9 +188,10 @@ class _Table:
 
 
 def _text(entry: object) -> str:
-    if isinstance(entry, float) and entry.is_integer():
-        return str(int(entry))
-    return str(entry)
+    """Write a name or a label as text, empty where it is missing."""
+    if isinstance(entry, float):
+        return "" if math.isnan(entry) else str(int(entry) if entry.is_integer() else entry)
+    return entry.decode(errors="replace") if isinstance(entry, bytes) else str(entry)
 
 
 def _opened(url: str, storage_options: Mapping[str, Any]) -> IO[bytes]:
@@ -219,7 +229,9 @@ class _Matrix:
             raise FormatError(f"{public_url(url)}: X is of npy version {version}")
         self.shape, self._by_column, self._kind = readers[version](self._member)
         if self._kind.hasobject or len(self.shape) != 2:
-            raise FormatError(f"{public_url(url)}: X is {self._kind} {self.shape}, not numbers")
+            raise FormatError(
+                f"{public_url(url)}: X is {self._kind} {self.shape}, not numbers by instance and feature"
+            )
         self._start = self._member.tell()
 
     def take(self, rows: NDArray[np.int64], *, n_rows: int) -> NDArray[Any]:

@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Any
 from histostore.text import failures
 
 if TYPE_CHECKING:
-    from histostore.build.pipeline import Failure
+    from collections.abc import Callable
 
-__all__ = ["ExportReport", "ImportReport"]
+    from histostore.build.pipeline import Failure
+    from histostore.build.report import Progress
+    from histostore.progress import Show
+
+__all__ = ["ExportReport", "ImportReport", "beside_patches"]
 
 _SHOWN = 3
 
@@ -143,3 +147,16 @@ class ExportReport:
         if self.n_left_out:
             text += f"\n  {self.n_left_out:,} have no view {self.augmentation}: left out"
         return text
+
+
+def beside_patches(show: Show) -> Callable[[Progress], None]:
+    """Tell of images done and, beside them, of patches.
+
+    Examples
+    --------
+    >>> from histostore.build import Progress
+    >>> now = Progress(n_images=2, n_total=9, n_patches=1200, n_failed=0)
+    >>> beside_patches(lambda *told: print(*told))(now)
+    2 9 1,200 patches
+    """
+    return lambda now: show(now.n_images, now.n_total, f"{now.n_patches:,} patches")

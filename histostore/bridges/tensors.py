@@ -75,7 +75,10 @@ def read_tensors(url: str, storage_options: Mapping[str, Any]) -> dict[str, NDAr
     tensors = {str(k): v for k, v in named.items() if isinstance(v, torch.Tensor)}
     if not tensors:
         raise FormatError(f"{public_url(url)} holds a {type(loaded).__name__}, not a tensor")
-    return {name: _array(tensor) for name, tensor in tensors.items()}
+    try:
+        return {name: _array(tensor) for name, tensor in tensors.items()}
+    except DAMAGE as error:  # without numbers, as on the device "meta"
+        raise unsound(url, ".pt file", error) from error
 
 
 def _array(tensor: Any) -> NDArray[Any]:

@@ -69,6 +69,8 @@ class RemoteBackend(ObjectBackend):
         self._options = dict(storage_options or {})
         self._fs, root = filesystem(url, storage_options)
         self._root = root.rstrip("/")
+        # At the root of an archive (zip://) no path begins with a slash, on a server each does.
+        self._above = f"{self._root}/" if root else ""
 
     def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
         """Read objects whole, as many at once as the driver likes; None where there is none."""
@@ -144,7 +146,7 @@ class RemoteBackend(ObjectBackend):
         return content
 
     def _path(self, path: str) -> str:
-        return f"{self._root}/{path}" if path else self._root
+        return f"{self._above}{path}" if path else self._root
 
     def _errors(self, path: str) -> contextlib.AbstractContextManager[None]:
         return driver_errors(f"{self.url}/{path}".rstrip("/"), self._options)

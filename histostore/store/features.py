@@ -51,6 +51,12 @@ class FeatureSet:
         self.name = spec.name
         self.refresh()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
     def __repr__(self) -> str:
         return (
             f"<FeatureSet {self.name}: {len(self.image_ids)} images, "

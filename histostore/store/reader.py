@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,9 @@ _SHOWN = 8
 
 
 def open_store(
-    url: str, storage_options: Mapping[str, Any] | None = None, mode: str = "r"
+    url: str | os.PathLike[str],
+    storage_options: Mapping[str, Any] | None = None,
+    mode: str = "r",
 ) -> Store:
     """Open a store.
 
@@ -57,7 +60,7 @@ def open_store(
     """
     if mode not in ("r", "a"):
         raise OptionError(f"{mode=} is not known; use 'r' to read or 'a' to write too")
-    backend = open_backend(url, storage_options)
+    backend = open_backend(os.fspath(url), storage_options)
     content = backend.read(metadata_path())
     if content is None:
         content = _create(backend, mode)

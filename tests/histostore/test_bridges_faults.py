@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from histostore.bridges import export_layout, import_layout
 from histostore.bridges.hdf5 import packed
+from histostore.cohort import Cohort
 from histostore.errors import CorruptError, FormatError
 from histostore.store import open_store
 from histostore.testing import fragment_of, spec_of
@@ -159,6 +160,39 @@ def test_an_npz_file_of_python_objects_is_refused_and_not_executed(tmp_path):
         except FormatError as error:
             assert "\n" not in str(error)  # noqa: PT017 - either way of refusing will do
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["y", "image_id"])
+def test_one_name_for_all_bags_of_an_npz_file_is_refused(tmp_path, name):
+    (tmp_path / "src").mkdir()
+    np.savez(tmp_path / "src" / "t.npz", X=ONES, bag=[0, 0, 1], **{name: np.array("a")})
+    with pytest.raises(FormatError, match=rf"{name} has shape \(\) for 2 bags"):
+        failures(tmp_path, "npz")
+
+
+def test_what_an_npz_file_calls_its_bags_makes_a_table_that_can_be_read(tmp_path):
+    """Names may be bytes; labels too, or NaN where there is none."""
+    ids = np.array(["a", "", " b", "c\n", "d"])
+    labels = {"bytes": ids.astype("S"), "float": np.array([0, 1, 1, 1, np.nan])}
+    for kind, y in labels.items():
+        source, table = tmp_path / f"{kind}.npz", tmp_path / f"{kind}.csv"
+        np.savez(source, X=np.ones((5, 2), "f4"), bag=range(5), image_id=ids, y=y)
+        report = import_layout(source, tmp_path / kind, "npz", cohort_out=str(table))
+        assert len(report.failed) == 3
+        assert all("rename it" in failure.reason for failure in report.failed)
+        cohort = Cohort.read(table)
+        assert cohort.image_ids == open_store(str(tmp_path / kind)).feature_set().image_ids
+        assert cohort.column("label").tolist() == (["a", "d"] if kind == "bytes" else ["0", None])
+
+
+def test_a_tensor_without_numbers_is_recorded(tmp_path):
+    torch = pytest.importorskip("torch")
+    (tmp_path / "src").mkdir()
+    torch.save(torch.ones(2, 3), tmp_path / "src" / "good.pt")
+    torch.save(torch.ones(2, 3, device="meta"), tmp_path / "src" / "meta.pt")
+    report, reasons = failures(tmp_path, "clam")
+    assert report.n_imported == 1
+    assert "is no sound .pt file" in reasons["meta"]
 
 
 def test_one_bad_npz_file_of_several_is_recorded(tmp_path):

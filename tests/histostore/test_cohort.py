@@ -132,6 +132,8 @@ def test_every_problem_is_listed_at_once_in_the_order_of_the_rows(tmp_path):
         (b"image_id,path,path\na,b,c\n", r"column 'path' is there twice"),
         (b"image_id,path\na,b\n\xe9,c\n", r"not UTF-8 at byte 18 \(0xe9\), in line 3"),
         ("image_id,path\n".encode("utf-16"), r"not UTF-8 at byte 0 \(0xff\), in line 1"),
+        ("image_id,path\n".encode("utf-16-le"), r"its first row holds zero bytes"),
+        (b"\nimage_id,path\na,b\n", r"the first row is blank"),
         (b'image_id,path\na,"b\n', r"not proper CSV from row 2 on"),
         (b'image_id,path\na,"b"c\n', r"not proper CSV from row 2 on"),
         (b"PAR1 and then something else", r"holds Parquet data under a CSV name"),
@@ -177,6 +179,8 @@ def test_a_missing_table_is_a_storage_error(tmp_path):
         ("zip://a.png::memory://b.zip", "zip://a.png::memory://b.zip"),
         ("..a.png", "memory://study/..a.png"),
         ("d/..", "memory://study/."),
+        ("d/a::b.png", "memory://study/d/a::b.png"),  # no chain of drivers
+        ("~a.png", "memory://study/~a.png"),  # nobody's home
     ],
 )
 def test_paths_are_resolved_against_the_table(path, url):

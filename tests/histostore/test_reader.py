@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import shutil
 import uuid
 
 import fsspec
@@ -115,6 +116,23 @@ def test_every_storage_gives_the_same_rows(url):
     assert again.snapshot == features.snapshot
     copied = copy.deepcopy(open_backend(url))  # as workers get it, by the same protocol
     assert copied.names("") == [again.name, "zarr.json"]
+    sent = copy.deepcopy(features)
+    np.testing.assert_array_equal(sent.load().embedding, fragment.embedding[0])
+    sent.commit(fragment_of(["c"]), {})
+    assert "c" in sent.image_ids
+
+
+@pytest.mark.parametrize("root", ["", "deep"])
+def test_a_store_is_read_from_an_archive(tmp_path, root):
+    features = open_store(tmp_path / "in" / root, mode="a").create_feature_set(spec_of())
+    features.commit(fragment_of(["a", "b"]), {})
+    archive = shutil.make_archive(str(tmp_path / "out"), "zip", tmp_path / "in")
+    store = open_store(f"zip://{root}::{archive}")
+    assert dict(store).keys() == {features.name}
+    assert store.feature_set().snapshot == features.snapshot
+    np.testing.assert_array_equal(
+        store.feature_set().bag("b").embedding, features.bag("b").embedding
+    )
 
 
 # Several fragments ------------------------------------------------------------------------

@@ -76,6 +76,13 @@ def test_bags_of_a_store_hold_the_labelled_images_in_the_order_of_the_cohort(fea
         assert np.array_equal(bag.coords, stored.coords)
 
 
+def test_the_table_may_be_a_cohort_a_data_frame_or_a_file(features, tmp_path):
+    table = cohort(["i3", "i0"], ["b", "a"])
+    table.table.to_csv(tmp_path / "cohort.csv", index=False)
+    for given_as in (table.table, tmp_path / "cohort.csv", str(tmp_path / "cohort.csv")):
+        assert Bags(features, given_as).digest == Bags(features, table).digest
+
+
 def test_another_view_gives_its_own_embeddings(features):
     table = cohort(["i0", "i2"], ["a", "b"])
     turned = Bags(features, table, augmentation="rot90")
