@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import cli
 from zoo.finetune.networks import known_networks
-from zoo.finetune.presets import known_presets
+from zoo.finetune.presets import PRESETS
 from zoo.heads.catalog import known_heads
 from zoo.recipes import Recipe, known_recipes
 from zoo.settings import describe
@@ -49,8 +49,8 @@ same folds and the same report, so that a comparison shows the head and nothing 
 generated from the heads' own cards: `WRITE_DOCS=1 pytest tests/test_documentation.py` writes it anew.
 
 `zoo fit STORE COHORT --head NAME --set key=value` takes any setting below; `zoo heads --json` prints
-the same. *Gradient* heads take any [recipe](recipes.md); the others are estimators on pooled
-statistics, fitted in one go. What departs from a paper is a **difference**, with its reason.
+the same. *Gradient* heads take any [recipe](recipes.md); the others are estimators, most of them on
+pooled statistics, fitted in one go. What departs from a paper is a **difference**, with its reason.
 """
 
 RECIPES = """\
@@ -186,7 +186,7 @@ def _pixels():
     rows = [
         f"| `{recipe.name}` | {what} | {'; '.join(map(_phase, recipe.phases))} "
         f"| {', '.join(recipe.test_views)} |"
-        for recipe, what in known_presets()
+        for recipe, what in PRESETS.values()
     ]
     networks = [f"| `{name}` | {what} |" for name, what in known_networks().items()]
     table = "\n".join([*PIXELS.splitlines(), *rows])

@@ -115,7 +115,7 @@ def test_phase_one_from_the_store_is_phase_one_from_pixels(
         prepared, spec, out=tmp_path / "pixels", recipe=recipe, split=split, machine=machine
     )
     bags = zoo.Bags(stored, cohort)
-    head = zoo.spec("fusion", **WITHOUT_DROPOUT)
+    head = zoo.spec("fusion", **WITHOUT_DROPOUT, standardise=False)
     from_store = zoo.recipe("r6-phase1", **alike)
     vectors = fit_run(bags, head, out=tmp_path / "vectors", recipe=from_store, split=split)
 

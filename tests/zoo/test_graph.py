@@ -7,14 +7,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from zoo.bags import Bags
 from zoo.errors import NotSupported, RecipeError
 from zoo.heads.catalog import spec
-from zoo.heads.graph import edges, nearest, sparsemax
+from zoo.heads.graph import Neighbours, edges, nearest, sparsemax
 from zoo.metrics import evaluate
 from zoo.recipes import Recipe, recipe
 from zoo.training.batches import arrange
+from zoo.training.layout import Padded
 from zoo.training.loop import Outer
 
 
@@ -56,6 +58,50 @@ def test_an_arrangement_is_seen_by_the_graph(learned):
 @pytest.mark.parametrize("name", ["mean-pool", "gated-mil"])
 def test_an_arrangement_is_not_seen_by_pooling(name):
     assert abs(auroc(name, hidden=16) - 0.5) < 0.25
+
+
+def planted(n_bags=60, *, seed=0, side=6):
+    """Draw squares of noise in which two patches carry the class; give which they are, too."""
+    rng = np.random.default_rng(seed)
+    y, x = np.divmod(np.arange(side * side), side)
+    rows = rng.normal(size=(n_bags, side * side, 6)).astype(np.float32)
+    telling = np.zeros((n_bags, side * side), bool)
+    for bag in range(n_bags):
+        telling[bag, rng.choice(side * side, 2, replace=False)] = True
+        rows[bag, telling[bag], bag % 2] += 4
+    bags = Bags.from_arrays(
+        rows.reshape(-1, 6),
+        np.arange(n_bags + 1) * side * side,
+        labels=np.arange(n_bags) % 2,
+        classes=("first", "second"),
+        coords=np.tile(np.stack([x, y], axis=1) * 256, (n_bags, 1)).astype(np.int32),
+    )
+    return bags, telling
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_attention_finds_the_patches_that_speak_not_those_that_listen(learned):
+    head = spec("graph", **SMALL, learned=learned).fit(planted(seed=1)[0], recipe=LONG)
+    bags, telling = planted(seed=2)
+    found = [
+        roc_auc_score(truth, weights)
+        for truth, weights in zip(telling, head.attention(bags), strict=True)
+    ]
+    assert np.mean(found) > 0.9
+
+
+def test_attention_is_carried_back_along_the_edges():
+    # All but the last listen to the patch on their right, and the first and last are attended.
+    torch.manual_seed(0)
+    module = spec("graph", **{**SMALL, "depth": 1}, learned=False).build(2, 2).eval()
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    near = Neighbours(torch.tensor([[[1], [2], [3], [2]]]), torch.ones(1, 4, 1), mask[..., None])
+    module.graph = lambda *_: (near, torch.tensor([[[1.0], [1.0], [1.0], [0.0]]]))
+    module.attend.forward = lambda *_: torch.tensor([[0.6, 0.0, 0.0, 0.4]])
+    first, second, third, last = module.weights(torch.randn(1, 4, 2), Padded(mask))[0].tolist()
+    assert first > 0
+    assert second > 0
+    np.testing.assert_allclose([first + second, third, last], [0.6, 0.0, 0.4], atol=1e-6)
 
 
 def test_learned_edges_prefer_what_matters_and_most_are_gone():

@@ -25,6 +25,8 @@ QUICK = {
     "transmil": {"hidden": 32},
     "graph": {"hidden": 16, "attention": 8},
     "knn": {"statistics": "mean"},
+    "set-kernel": {"landmarks": 32},
+    "fisher": {"components": 2},
     "extra-trees": {"n_trees": 60},
     "attention-pool": {"hidden": 32, "feed_forward": 32, "n_heads": 4},
     "fusion": {"hidden": 64, "bottleneck": 32},
@@ -196,8 +198,7 @@ def test_features_of_wildly_different_scale_are_learnt(name):
         classes=bags.classes,
         coords=bags.coords,
     )
-    head = spec(name, **{**QUICK.get(name, {}), "standardise": True})
-    fitted = head.fit(stretched, recipe=recipe(lr=5e-3, epochs=40))
+    fitted = spec(name, **QUICK.get(name, {})).fit(stretched, recipe=recipe(lr=5e-3, epochs=40))
     found = fitted.predict_proba(stretched).argmax(axis=1)
     assert np.mean(found == bags.labels) > 0.9
 

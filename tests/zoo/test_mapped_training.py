@@ -31,6 +31,7 @@ from zoo.training.batches import (
 
 CPU = torch.device("cpu")
 LENGTHS = {"padded": (4, 5, 5, 4), "packed": (3, 1, 9, 4, 2, 7, 30, 5)}
+ESTIMATORS = ("logistic", "set-kernel", "fisher")
 SMALL = {"gated-mil": {"hidden": 16, "attention": 8, "bottleneck": 4}}
 
 
@@ -53,14 +54,14 @@ def both(request, tmp_path_factory):
     return bags_of(tmp_path_factory.mktemp(request.param), LENGTHS[request.param])
 
 
-@pytest.mark.parametrize("name", ["gated-mil", "mlp-simple", "patch-mean", "logistic"])
+@pytest.mark.parametrize("name", ["gated-mil", "mlp-simple", "patch-mean", *ESTIMATORS])
 def test_a_mapped_set_trains_to_the_very_same_head(both, name, monkeypatch):
     monkeypatch.setattr("zoo.bags.Bags.blocks.__defaults__", (200,))
     train, test = np.random.default_rng(0).permutation(24)[:16], np.arange(16, 24)
     steps = {"epochs": 2, "batch_size": 6, "patch_dropout": 0.3, "embedding_noise": 0.1}
     heads = [
         zoo.spec(name, **SMALL.get(name, {})).fit(
-            bags[train], bags[test], recipe=zoo.recipe(**({} if name == "logistic" else steps))
+            bags[train], bags[test], recipe=zoo.recipe(**({} if name in ESTIMATORS else steps))
         )
         for bags in both
     ]

@@ -150,6 +150,29 @@ def test_masking_takes_that_share_of_the_top_and_always_leaves_a_patch(lengths, 
         assert not hidden[bag, 0].index_fill(0, top, value=False).any()
 
 
+def test_linear_queries_and_values_are_those_of_the_paper():
+    module = module_of("dsmil", linear=True, query=4).eval()
+    x = torch.randn(1, 5, 6)
+    best, logits, attention = module._streams(x, Padded(torch.ones(1, 5, dtype=torch.bool)))
+    scores, q, v = module.instance(x[0]), module.query[0](x[0]), module.value[1](x[0])
+    for c in range(3):
+        critical = scores[:, c].argmax()
+        share = (q @ q[critical] / 4**0.5).softmax(dim=0)
+        torch.testing.assert_close(attention[0, :, c], share)
+        torch.testing.assert_close(best[0, c], scores[critical, c])
+    pooled = attention[0].T @ v
+    expected = (module.classify.weight * pooled).sum(dim=(1, 2)) + module.classify.bias
+    torch.testing.assert_close(logits[0], expected)
+
+
+def test_one_tier_of_the_double_tier_head_does_not_move_the_other():
+    module = module_of("dtfd").train()
+    rows, layout = torch.randn(12, 6), Packed(torch.tensor([7, 5]))
+    module.logits(rows, layout).sum().backward()
+    moved = {name.split(".")[0] for name, w in module.named_parameters() if w.grad is not None}
+    assert moved == {"second", "second_classify"}
+
+
 def test_landmarks_come_near_exact_attention_and_few_tokens_are_exact():
     torch.manual_seed(0)
     layer = NystromAttention(16, n_heads=2, n_landmarks=32, dropout=0.0).eval()

@@ -109,6 +109,24 @@ def test_both_kinds_of_batches_hold_the_same_bags(lengths, seed):
     assert torch.equal(packed, torch.cat([parts[i] for i in index.tolist()]))
 
 
+def test_a_bag_alone_has_the_numbers_it_has_among_others():
+    torch.manual_seed(0)
+    rows, lengths = torch.randn(9, 3), torch.tensor([4, 5])
+    scores, alone, slow, both = torch.randn(9), *map(Packed, (lengths[:1], lengths[:1], lengths))
+    slow.alone = False
+    weights = alone.softmax(scores[:4])
+    for name, parts in (("sum", (weights, rows[:4])), ("mean", (rows[:4],)), ("pad", (rows[:4],))):
+        for quick, long in zip(
+            getattr(alone, name)(*parts), getattr(slow, name)(*parts), strict=True
+        ):
+            torch.testing.assert_close(quick, long)
+    torch.testing.assert_close(weights, both.softmax(scores)[:4])
+    per_bag = torch.randn(2, 3)
+    torch.testing.assert_close(
+        rows[:4] * alone.spread(per_bag[:1]), (rows * both.spread(per_bag))[:4]
+    )
+
+
 @pytest.mark.parametrize("longest", [9, 3000])
 def test_bags_in_order_come_whole_and_in_order(longest):
     bags = toy_bags(40, longest=longest)
@@ -153,7 +171,7 @@ def test_steps_are_those_of_torch(name):
     recipe = Recipe(optimiser=name, lr=0.03, weight_decay=0.1)
     ours, theirs = (torch.nn.Linear(3, 2) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
-    unused = torch.nn.Parameter(torch.ones(1))
+    unused = torch.nn.Parameter(torch.ones(1))  # and the bias is, in one step
     stepper = make_optimiser(recipe, [*ours.parameters(), unused])
     cls, more = (torch.optim.AdamW, {}) if name == "adamw" else (torch.optim.SGD, {"momentum": 0.9})
     other = cls(theirs.parameters(), lr=0.03, weight_decay=0.1, **more)
@@ -164,6 +182,8 @@ def test_steps_are_those_of_torch(name):
         for layer, optimiser in ((ours, stepper), (theirs, other)):
             optimiser.zero_grad(set_to_none=step % 2 == 0)
             layer(x).square().sum().backward()
+            if step == 2:
+                layer.bias.grad = None
             optimiser.step()
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
     assert float(unused.detach()) == 1

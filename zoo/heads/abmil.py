@@ -29,6 +29,10 @@ class ABMIL(TorchSpec):
     - NOTE[DIFF] The paper learns its features from pixels and needs no dropout; on frozen
       embeddings the field uses 0.25 (Lu et al. 2021 and those after them).
     - NOTE[DIFF] One logit per class with a softmax, where the paper has one sigmoid.
+    - NOTE[DIFF] Features are standardised first (``standardise``), as they may be of any scale.
+    - NOTE[DIFF] The recipe decides how to step, one for all heads; the authors' code for pixels has
+      Adam, rate 5e-4, decay 1e-4, 20 epochs, single bags. For the classical tables see recipe
+      ``ilse``.
     """
 
     name: ClassVar[str] = "abmil"

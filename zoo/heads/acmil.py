@@ -39,6 +39,10 @@ class ACMIL(TorchSpec):
       share of them.
     - NOTE[DIFF] The authors' script hands the number of branches where the number of masked
       patches belongs; here the two are apart.
+    - NOTE[DIFF] The authors' widths are for embeddings of 384, 512 and 768; others take the next.
+    - NOTE[DIFF] The recipe decides how to step, one for all heads; the authors have AdamW, rate
+      1e-4, decay 1e-5, cosine, 50 epochs, single bags.
+    - NOTE[DIFF] Features are standardised first (``standardise``), as they may be of any scale.
     """
 
     name: ClassVar[str] = "acmil"
@@ -80,7 +84,7 @@ class ACMILModule(AttentionModule):
         super().__init__()
         self._spec = spec
         hidden = spec.width(n_features)
-        self.project = nn.Sequential(nn.Linear(n_features, hidden), nn.ReLU())
+        self.project = nn.Sequential(nn.Linear(n_features, hidden, bias=False), nn.ReLU())
         self.score = GatedScores(hidden, spec.attention, spec.n_branches)
         self.branches = nn.ModuleList(nn.Linear(hidden, n_classes) for _ in range(spec.n_branches))
         self.classify = nn.Linear(hidden, n_classes)

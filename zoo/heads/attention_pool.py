@@ -30,6 +30,9 @@ class AttentionPool(TorchSpec):
     - NOTE[DIFF] STAMP reads a class token; a query gives one weight per patch, to be looked at.
     - NOTE[DIFF] STAMP draws 512 patches of a bag; here all are seen. Memory grows with the
       square of the longest bag: leave patches out with ``patch_dropout`` where it is short.
+    - NOTE[DIFF] The recipe decides how to step, one for all heads; STAMP has AdamW, one cycle up to
+      1e-4, 32 epochs, 64 bags a step.
+    - NOTE[DIFF] Features are standardised first (``standardise``), as they may be of any scale.
     """
 
     name: ClassVar[str] = "attention-pool"

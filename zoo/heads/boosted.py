@@ -12,7 +12,7 @@ from histostore.errors import MissingExtra
 from zoo.errors import RunError
 from zoo.heads import storage
 from zoo.heads.base import Head
-from zoo.heads.pooled import STATISTICS, Common, EstimatorSpec, bag_weights, pool_bags
+from zoo.heads.pooled import STATISTICS, Common, PooledSpec, bag_weights, pool_bags
 from zoo.settings import names, number, whole
 from zoo.training.threads import limited
 
@@ -28,7 +28,7 @@ __all__ = ["Boosted", "BoostedHead", "load"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Boosted(EstimatorSpec):
+class Boosted(PooledSpec):
     """LightGBM on pooled statistics, with settings for tens to thousands of bags.
 
     Small trees, few bags per leaf and a small share of the columns per tree: with more columns

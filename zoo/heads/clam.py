@@ -32,7 +32,12 @@ class CLAMSB(TorchSpec):
 
     - NOTE[DIFF] A bag of fewer than twice ``k_sample`` patches gives half of them to each side,
       one at least; the authors' code stops there.
-    - NOTE[DIFF] The bag loss is that of the recipe.
+    - NOTE[DIFF] ``subtyping`` and the SVM loss of patches are what the authors' code has to be
+      asked for; its own default is cross-entropy, classes that do not exclude each other.
+    - NOTE[DIFF] The recipe decides the bag loss and how to step, one for all heads; the authors
+      have Adam, rate 2e-4, decay 1e-5, single bags, a weighted sampler, and stop after 20 epochs
+      without a lower loss.
+    - NOTE[DIFF] Features are standardised first (``standardise``), as they may be of any scale.
     """
 
     name: ClassVar[str] = "clam-sb"
@@ -58,7 +63,14 @@ class CLAMSB(TorchSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CLAMMB(CLAMSB):
-    """CLAM with an attention branch and a classifier of its own for each class."""
+    """CLAM with an attention branch and a classifier of its own for each class.
+
+    **Reference**: Lu et al. 2021, methods.
+
+    **Differences**
+
+    - NOTE[DIFF] Those of ``clam-sb``. The attention shown is that of the predicted class.
+    """
 
     name: ClassVar[str] = "clam-mb"
 

@@ -34,7 +34,13 @@ class DTFD(TorchSpec):
       where the paper deals at random: one bag has one prediction, whatever the order of its
       patches.
     - NOTE[DIFF] One optimiser steps on the sum of both losses, where the authors' code has one
-      for each tier with equal settings.
+      for each tier with equal settings, and clips each part by itself. As there, the second
+      tier's loss moves the second tier alone.
+    - NOTE[DIFF] ``dropout`` is that of projected patches; the authors' stands before both
+      classifiers. Both are 0 unless asked for.
+    - NOTE[DIFF] The recipe decides how to step, one for all heads; the authors have Adam, rate and
+      decay 1e-4, a fifth of the rate after 100 of 200 epochs, single bags.
+    - NOTE[DIFF] Features are standardised first (``standardise``), as they may be of any scale.
     - NOTE[DIFF] A bag of fewer patches than pseudo-bags has as many pseudo-bags as patches.
     """
 
@@ -96,8 +102,9 @@ class DTFDModule(AttentionModule):
         groups = _deal(key, lengths, self.n_groups)
         within = groups.inner.softmax(scores[groups.order])
         vectors = groups.inner.sum(within, h[groups.order])
-        between = self.second(vectors, groups.outer)
-        logits = self.second_classify(groups.outer.sum(between, vectors))
+        distilled = vectors.detach()  # each tier's loss is for its own parameters
+        between = self.second(distilled, groups.outer)
+        logits = self.second_classify(groups.outer.sum(between, distilled))
         return _Tiers(groups, within, vectors, between, logits)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from zoo.errors import RunError
 from zoo.heads import storage
 from zoo.heads.base import Head
-from zoo.heads.pooled import STATISTICS, Common, EstimatorSpec, bag_weights, pool_bags
+from zoo.heads.pooled import STATISTICS, Common, PooledSpec, bag_weights, pool_bags
 from zoo.settings import names, number, whole
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ __all__ = ["ExtraTrees", "ExtraTreesHead", "load"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExtraTrees(EstimatorSpec):
+class ExtraTrees(PooledSpec):
     """Trees that draw their thresholds at random; they want no standardising and little care.
 
     **Reference**: Geurts et al. 2006; scikit-learn's implementation and its defaults, with

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zoo.heads.layers import Dropout, NormLinear
 from zoo.heads.neural import TorchSpec
-from zoo.settings import flag, number, whole
+from zoo.settings import number, whole
 from zoo.training.loop import BagModule
 
 if TYPE_CHECKING:
@@ -32,16 +32,14 @@ class Fusion(TorchSpec):
 
     - NOTE[DIFF] The document classifies one crop of an image; here the mean over all patches
       of an image takes its place, which is the same for one patch.
-    - NOTE[DIFF] Features are not standardised, as the block begins with a LayerNorm; two
-      encoders of very different scale want ``standardise=true``.
+    - NOTE[DIFF] Features are standardised first: two encoders differ in scale, and so do the
+      features of some, which the LayerNorm in front cannot mend. ``standardise=false`` is the
+      document's phase 1, number for number what training from pixels gives.
     """
 
     name: ClassVar[str] = "fusion"
     stackable: ClassVar[bool] = True
 
-    standardise: bool = flag(
-        default=False, meaning="shift and scale features to those of the training patches"
-    )
     hidden: int = whole(1024, "width of the fusion block", low=1, high=65_536)
     bottleneck: int = whole(512, "width inside the classifier", low=1, high=65_536)
     dropout: float = number(0.6, "dropout in the fusion block", high=0.99)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from zoo.settings import flag, number, whole
 from zoo.training.layout import Padded
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -47,6 +49,11 @@ class Graph(TorchSpec):
       candidates, a quarter of the training bags for the outer level.
     - NOTE[DIFF] Edge parameters must mean something on an image that was never seen, so they
       are weights of a function of an edge, not one number per edge.
+    - NOTE[DIFF] Features are standardised first (``standardise``), as they may be of any scale.
+    - NOTE[DIFF] After messages a telling patch speaks through all that listen to it, and
+      attention may look at these instead: with learned edges it does. So what is shown is
+      attention carried back along the edges, round by round (rollout; Abnar & Zuidema 2020, §3),
+      to each neighbour by the length of what it said (Kobayashi et al. 2020, §3).
     """
 
     name: ClassVar[str] = "graph"
@@ -107,9 +114,19 @@ class GraphModule(AttentionModule):
         return logits
 
     def weights(self, rows: Tensor, layout: Layout) -> Tensor:
-        """Give the attention of each patch."""
-        h, padded = self._messages(rows, layout)
-        return layout.unpad(self.attend(h, padded))
+        """Give the attention of each patch, carried back along the edges to who spoke."""
+        near, edges = self.graph(rows, layout)
+        h, mask = layout.pad(self.project(rows))
+        heard = []
+        for one in cast("Iterable[_Round]", self.rounds):
+            heard.append(one.shares(h, near.which, edges))
+            h = one(h, near.which, edges)
+        share = self.attend(h, Padded(mask))  # (bag, patch)
+        for shares in reversed(heard):
+            back = share.unsqueeze(-1) * shares  # (bag, patch, k)
+            share = share - back.sum(dim=-1)
+            share = share.scatter_add(1, near.which.flatten(1), back.flatten(1))
+        return layout.unpad(share)
 
     def graph(self, rows: Tensor, layout: Layout) -> tuple[Neighbours, Tensor]:
         """Find the candidates of each patch and the weight of each edge, ``(bag, patch, k)``."""
@@ -156,6 +173,19 @@ class _Round(nn.Module):
         said = (weights.unsqueeze(-1) * _gather(self.others(h), index)).sum(dim=2)
         heard: Tensor = self.norm(h + self.drop(functional.gelu(self.own(h) + said)))
         return heard
+
+    def shares(self, h: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """Give each neighbour's share in what a patch becomes, by the length of what it says.
+
+        **Shape**: as of :meth:`forward`, → ``(bag, patch, k)``; the rest to 1 is the patch's own.
+
+        **Reference**: Kobayashi et al. 2020, §3 (norms of weighted vectors, not weights alone).
+        """
+        spoken = self.others(h).norm(dim=-1, keepdim=True)
+        said = weights * _gather(spoken, index).squeeze(-1)
+        own = h.norm(dim=-1) + self.own(h).norm(dim=-1)
+        shares: Tensor = said / (own + said.sum(dim=-1)).clamp_min(1e-12).unsqueeze(-1)
+        return shares
 
 
 class _EdgeScore(nn.Module):

@@ -10,7 +10,7 @@ import numpy as np
 from zoo.errors import RecipeError
 from zoo.heads import storage
 from zoo.heads.base import Head, Standardiser
-from zoo.heads.pooled import Common, EstimatorSpec, bag_weights, pool_bags
+from zoo.heads.pooled import Common, PooledSpec, bag_weights, pool_bags
 from zoo.settings import number, whole
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ __all__ = ["Logistic", "LogisticHead", "load"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Logistic(EstimatorSpec):
+class Logistic(PooledSpec):
     """Multinomial logistic regression on standardised pooled statistics.
 
     Of several labels, one regression each; of ordered levels, one for each but the last, on the

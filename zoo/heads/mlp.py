@@ -97,6 +97,11 @@ class PatchMean(MLPImproved):
 
     **Reference**: "AN2DL – Second Challenge Report", Backprop. Brothers, 2025, A.3; with
     recipe ``r4`` and three seeds it is the report's fourth model.
+
+    **Differences**
+
+    - NOTE[DIFF] The report gives no sizes, as with ``mlp-improved``, nor a batch: a step of
+      ``r4`` sees 32 patches. Features are standardised first (``standardise``).
     """
 
     name: ClassVar[str] = "patch-mean"

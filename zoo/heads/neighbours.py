@@ -9,7 +9,7 @@ import numpy as np
 
 from zoo.heads import storage
 from zoo.heads.base import Head, Standardiser
-from zoo.heads.pooled import Common, EstimatorSpec, bag_weights, pool_bags
+from zoo.heads.pooled import Common, PooledSpec, bag_weights, pool_bags
 from zoo.settings import choice, whole
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ __all__ = ["Neighbours", "NeighboursHead", "load"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Neighbours(EstimatorSpec):
+class Neighbours(PooledSpec):
     """The share of each class among the nearest training bags.
 
     Every class starts with a tenth of a vote, so that no probability is 0 or 1 for want of

@@ -33,7 +33,15 @@ if TYPE_CHECKING:
     from zoo.recipes import Recipe
     from zoo.tasks import Task
 
-__all__ = ["STATISTICS", "Common", "EstimatorSpec", "bag_weights", "pool", "pool_bags"]
+__all__ = [
+    "STATISTICS",
+    "Common",
+    "EstimatorSpec",
+    "PooledSpec",
+    "bag_weights",
+    "pool",
+    "pool_bags",
+]
 
 STATISTICS = ("mean", "sd", "min", "max", "q10", "q25", "q50", "q75", "q90")
 """Names of the known statistics."""
@@ -123,11 +131,7 @@ class Common(TypedDict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EstimatorSpec(HeadSpec):
-    """Settings of a head that fits pooled statistics, without gradient steps on patches."""
-
-    statistics: tuple[str, ...] = names(
-        ("mean", "sd"), "what describes a bag's patches", among=STATISTICS
-    )
+    """Settings of a head that is fitted without gradient steps on patches."""
 
     def check_recipe(self, recipe: Recipe, *, has_validation: bool) -> None:
         """Refuse a recipe of which anything but ``class_weights`` would be ignored."""
@@ -160,8 +164,24 @@ class EstimatorSpec(HeadSpec):
             n_features=bags.n_features,
             task=bags.task.learn(bags.truth),
         )
-        head = self._learn(bags, pool_bags(bags, self.statistics), common, threads=threads)
+        head = self._learn_bags(bags, common, threads=threads)
         return dataclasses.replace(head, history=(score_row(head, bags, validation),))
+
+    @abstractmethod
+    def _learn_bags(self, bags: Bags, common: Common, *, threads: int) -> Head:
+        """Fit bags; ``common`` goes into the head."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PooledSpec(EstimatorSpec):
+    """Settings of a head that fits pooled statistics."""
+
+    statistics: tuple[str, ...] = names(
+        ("mean", "sd"), "what describes a bag's patches", among=STATISTICS
+    )
+
+    def _learn_bags(self, bags: Bags, common: Common, *, threads: int) -> Head:
+        return self._learn(bags, pool_bags(bags, self.statistics), common, threads=threads)
 
     @abstractmethod
     def _learn(

@@ -45,6 +45,11 @@ class MeanPool(_Pooling):
     """The mean of projected patches, classified: what attention has to beat.
 
     **Reference**: Ilse et al. 2018, §2.3 (the embedding-level approach with the mean).
+
+    **Differences**
+
+    - NOTE[DIFF] The paper pools what it learns from pixels; here one projection, of half the
+      width that CLAM has, stands before. Features are standardised first (``standardise``).
     """
 
     name: ClassVar[str] = "mean-pool"
@@ -58,6 +63,11 @@ class MaxPool(_Pooling):
     """The maximum of each channel over projected patches, classified.
 
     **Reference**: Ilse et al. 2018, §2.3 (the embedding-level approach with the maximum).
+
+    **Differences**
+
+    - NOTE[DIFF] The paper pools what it learns from pixels; here one projection, of half the
+      width that CLAM has, stands before. Features are standardised first (``standardise``).
     """
 
     name: ClassVar[str] = "max-pool"

@@ -204,6 +204,9 @@ class PackedBatches(Batches):
 
     def take(self, index: Tensor, *, recipe: Recipe | None = None) -> tuple[Tensor, Layout]:
         """Give rows ``(row, feature)`` and a :class:`Packed` layout."""
+        draws = recipe is not None and (recipe.patch_dropout or self._n_views > 1)
+        if len(index) == 1 and not draws and isinstance(self.rows, Tensor):
+            return self._alone(self.rows, index, recipe)
         starts, lengths = self._starts[index], self.lengths[index]
         if recipe is not None and recipe.patch_dropout:
             keep = _kept(lengths, int(lengths.max()), recipe)
@@ -215,6 +218,17 @@ class PackedBatches(Batches):
         if recipe is not None:
             rows = _noisy(rows, recipe.embedding_noise)
         return rows, Packed(lengths, places)
+
+    def _alone(self, rows: Tensor, index: Tensor, recipe: Recipe | None) -> tuple[Tensor, Layout]:
+        """Give one bag as a view of ``rows``, without a look at each row's place."""
+        lengths = self.lengths[index]
+        start, length = int(self._starts[index]), int(lengths)
+        own = rows.narrow(0, start, length)
+        where = torch.arange(start, start + length, device=own.device)
+        places = None if self.coords is None else self.coords.index_select(0, where)
+        return own if recipe is None else _noisy(own, recipe.embedding_noise), Packed(
+            lengths, places
+        )
 
     def _drawn(self, recipe: Recipe | None, *shape: int) -> Tensor | None:
         """Draw views while training, each as likely; None where there is nothing to draw from."""

@@ -118,17 +118,29 @@ class Packed:
         ``(row, 2)`` float32, where patches lie.
     """
 
-    __slots__ = ("bag", "coords", "lengths")
+    __slots__ = ("_bag", "alone", "coords", "lengths")
 
     def __init__(self, lengths: Tensor, coords: Tensor | None = None) -> None:
         self.lengths = lengths
         self.coords = coords
-        bags = torch.arange(len(lengths), device=lengths.device)
-        self.bag = bags.repeat_interleave(lengths)  # (row,)
+        # A single bag needs no look at which row is whose: that is most of the time of a step on
+        # one small bag.
+        self.alone = len(lengths) == 1
+        self._bag: Tensor | None = None
+
+    @property
+    def bag(self) -> Tensor:
+        """The bag of each row, ``(row,)`` int64."""
+        if self._bag is None:
+            bags = torch.arange(len(self.lengths), device=self.lengths.device)
+            self._bag = bags.repeat_interleave(self.lengths)
+        return self._bag
 
     def softmax(self, scores: Tensor) -> Tensor:
         """Turn scores ``(row,)`` into weights ``(row,)``."""
         scores = _wide(scores)
+        if self.alone:
+            return scores.softmax(dim=0)
         # The maximum only keeps exp in range and cancels out, so it needs no gradient.
         with torch.no_grad():
             top = scores.new_full((len(self.lengths),), -torch.inf)
@@ -140,16 +152,22 @@ class Packed:
     def sum(self, weights: Tensor, rows: Tensor) -> Tensor:
         """Add up weights ``(row,)`` · rows ``(row, feature)``."""
         parts = _wide(weights).unsqueeze(-1) * rows
+        if self.alone:
+            return parts.sum(dim=0, keepdim=True)
         total = parts.new_zeros(len(self.lengths), parts.shape[-1])
         return total.index_add(0, self.bag, parts)
 
     def mean(self, rows: Tensor) -> Tensor:
         """Average rows ``(row, feature)`` of each bag."""
+        if self.alone:
+            return _wide(rows).mean(dim=0, keepdim=True)
         share = self.lengths.to(_wide(rows[:0]).dtype).reciprocal()
         return self.sum(share[self.bag], rows)
 
     def spread(self, per_bag: Tensor) -> Tensor:
-        """Give ``(row, feature)``."""
+        """Give ``(row, feature)``, or ``(1, feature)`` of a single bag."""
+        if self.alone:
+            return _wide(per_bag)
         return _wide(per_bag).index_select(0, self.bag)
 
     def real(self, per_row: Tensor) -> Tensor:
@@ -158,6 +176,8 @@ class Packed:
 
     def pad(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Lay rows ``(row, ·)`` out as ``(bag, patch, ·)``."""
+        if self.alone:
+            return rows.unsqueeze(0), rows.new_ones(1, len(rows), dtype=torch.bool)
         width = int(self.lengths.max())
         mask = torch.arange(width, device=rows.device) < self.lengths.unsqueeze(1)
         padded = rows.new_zeros(*mask.shape, *rows.shape[1:])

@@ -178,7 +178,8 @@ def train(
     optimiser = make_optimiser(recipe, _inner_parameters(module))
     rates, keeper = Rates(recipe, optimiser), Keeper(recipe, task)
     average = WeightAverage(recipe.ema_decay)
-    step = _Step(module, recipe, loss, optimiser, average, outer, n_classes, task)
+    weights = [*module.parameters()]
+    step = _Step(module, weights, recipe, loss, optimiser, average, outer, n_classes, task)
     history: list[dict[str, Any]] = []
     for epoch in range(1, recipe.epochs + 1):
         seen = _one_epoch(step, bags, taught.to(bags.labels.device), rates, epoch)
@@ -247,6 +248,7 @@ class _Step:
     """One step of training, and all it needs."""
 
     module: BagModule
+    weights: list[nn.Parameter]
     recipe: Recipe
     loss: Loss
     optimiser: torch.optim.Optimizer
@@ -270,7 +272,8 @@ class _Step:
         taken = bags.take(index, recipe=self.recipe)
         with autocast(self.recipe, index.device):
             value = self._forward(*taken, bags.labels[index])
-        self.module.zero_grad(set_to_none=True)
+        for weight in self.weights:  # those of both levels
+            weight.grad = None
         value.loss.backward()  # type: ignore[no-untyped-call]
         if self.recipe.gradient_clip is not None:
             own = [weight for group in optimiser.param_groups for weight in group["params"]]

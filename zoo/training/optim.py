@@ -49,6 +49,7 @@ class _Fused(ABC):
             {"params": list(parameters), "lr": recipe.lr, "weight_decay": recipe.weight_decay}
         ]
         self._state: dict[Tensor, tuple[Tensor, ...]] = {}
+        self._last: tuple[list[int], list[list[Tensor]]] = ([], [])
 
     def zero_grad(self, *, set_to_none: bool = True) -> None:
         """Forget gradients."""
@@ -63,12 +64,19 @@ class _Fused(ABC):
         """Step along the gradients there are."""
         group = self.param_groups[0]
         moved = [weight for weight in group["params"] if weight.grad is not None]
-        for weight in moved:
-            if weight not in self._state:
-                self._state[weight] = self._begin(weight)
-        states = [list(kind) for kind in zip(*(self._state[w] for w in moved), strict=True)]
         if moved:
-            self._move(moved, [weight.grad for weight in moved], states, group)
+            self._move(moved, [weight.grad for weight in moved], self._states(moved), group)
+
+    def _states(self, moved: list[Tensor]) -> list[list[Tensor]]:
+        """Give what is remembered of parameters, kind by kind; as a rule they are those of before."""
+        which = [id(weight) for weight in moved]
+        if which != self._last[0]:
+            for weight in moved:
+                if weight not in self._state:
+                    self._state[weight] = self._begin(weight)
+            kinds = zip(*(self._state[weight] for weight in moved), strict=True)
+            self._last = (which, [list(kind) for kind in kinds])
+        return self._last[1]
 
     @abstractmethod
     def _begin(self, weight: Tensor) -> tuple[Tensor, ...]:

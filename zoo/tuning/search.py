@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histostore.atomic import atomic
 from histostore.errors import MissingExtra, OptionError
 from zoo.errors import NotSupported, RecipeError, RunError, SplitError
 from zoo.manyviews import predict_views
@@ -116,10 +117,8 @@ class Trial:
 
     def save(self, folder: Path) -> None:
         """Write to ``folder``, at once or not at all."""
-        path = folder / f"{self.fold}-{self.number}.json"
-        hidden = path.with_name(f".{path.name}.tmp")
-        hidden.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
-        hidden.replace(path)
+        with atomic(folder / f"{self.fold}-{self.number}.json") as hidden:
+            hidden.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Trial:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histostore.errors import OptionError, StorageError
+from histostore.atomic import atomic
+from histostore.errors import OptionError
 from histostore.files import public_url
 from zoo.errors import SplitError
 from zoo.fit import (
@@ -287,13 +288,8 @@ def _json(value: object) -> object:
 
 
 def _write_trials(path: Path, trials: Sequence[Trial]) -> None:
-    frame = _frame(trials)
-    hidden = path.with_name(f".{path.name}.tmp")
-    try:
-        frame.to_parquet(hidden, engine="pyarrow", index=False)
-        hidden.replace(path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    with atomic(path) as hidden:
+        _frame(trials).to_parquet(hidden, engine="pyarrow", index=False)
 
 
 def _frame(trials: Sequence[Trial]) -> pd.DataFrame:
