@@ -7,7 +7,7 @@ other folds (:mod:`zoo.blending.nested`).
 
 from __future__ import annotations
 
-import hashlib
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +16,13 @@ import numpy as np
 
 from histostore.text import table as drawn
 from zoo.blending import CALIBRATIONS, RULES, Members, blend, check_rule
-from zoo.errors import NotSupported, RunError
+from zoo.errors import RunError
 from zoo.labels import named
-from zoo.predictions import fixed_columns
-from zoo.run import Run, begin, write_run
+from zoo.predictions import fixed_columns, read_truth
+from zoo.run import Run, begin, run_digest, write_run
 from zoo.soundness import history_columns
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping, Sequence
 
     import pandas as pd
@@ -54,33 +53,36 @@ def ensemble(
 
     Each member's probabilities are averaged over its seeds first, then the rule combines the
     members. The result is a run directory without heads; its predictions have seed 0, its
-    history no rows, and ``members`` names the runs with the digests of their ``run.json``.
-    What was learned for each fold stands under ``learned``, weights in the order of ``members``;
+    history no rows, and ``members`` names the runs, where they lie as seen from ``out``, and the
+    digests of their ``run.json``. What was learned for each fold stands under ``learned``, weights in the order of ``members``;
     beside it, as ``all``, what all out-of-fold predictions together teach, for images beyond them.
 
-    Members may differ in head, recipe, seeds, feature set and encoder, not in cohort and folds.
+    Members may differ in head, recipe, seeds, feature set and encoder, not in cohort, folds and
+    task; in its loss they may where what they predict has one scale, which risks of ``cox`` and
+    ``hazards`` have not for ``mean``.
 
     Parameters
     ----------
     run_paths
         Directories of two runs or more, with equal images, labels, classes and folds.
     rule
-        ``mean`` of the members' probabilities, or of their ``rank`` within a fold; ``weighted``
+        ``mean`` of what the members predict, or of their ``rank`` within a fold; ``weighted``
         mean; ``greedy`` selection with replacement; ``stack``, a logistic model on their
-        log-probabilities. The last three learn each fold's weights from other folds. All but
-        ``mean`` need classes or levels.
+        log-probabilities, of numbers a linear one. The last three learn each fold's weights from
+        other folds, by the task's loss (:mod:`zoo.blending.mixing`).
     out
         Directory for the ensemble, new or empty.
     name
         What to call it; the directory's name where left out.
     calibrate
-        ``none``, or ``temperature``: one number per fold, learned from other folds.
+        ``none``, or ``temperature``: one number per fold, learned from other folds, where
+        probabilities are predicted.
 
     Raises
     ------
     NotSupported
-        If rule or calibration is unknown, asks for classes where there are none, or has no
-        other fold to learn from.
+        If rule or calibration is unknown, has no meaning for the task, or has no other fold to
+        learn from.
     RunError
         If a directory is not a run, one is named twice, or runs do not match; the message
         names what differs.
@@ -92,11 +94,11 @@ def ensemble(
         raise RunError(f"an ensemble needs two or more different runs, seen {len(paths)}")
     members = [Run.load(path) for path in paths]
     tables = [_mean_over_seeds(member) for member in members]
-    _check(members, tables)
-    _check_task(members[0].task, rule, calibrate)
+    _check(members, tables, rule)
+    check_rule(rule, calibrate, members[0].task.kind)
     combined, learned = _combined(members, tables, rule, calibrate)
-    document = _document(members, rule, calibrate)
     folder = Path(out)
+    document = _document(members, folder, rule, calibrate)
     begin(folder, document)
     document["name"] = name or folder.resolve().name
     if learned:
@@ -130,13 +132,6 @@ def learned_text(document: Mapping[str, Any]) -> str:
     return drawn(list(rows.values())) if rows else ""
 
 
-def _check_task(task: Task, rule: str, calibrate: str) -> None:
-    """Refuse what takes probabilities that sum to 1 for anything else."""
-    if not task.one_class and (rule, calibrate) != ("mean", "none"):
-        asked = f"rule {rule}" if rule != "mean" else f"calibration by {calibrate}"
-        raise NotSupported(f"{asked} combines class probabilities, not {task.kind}: use rule mean")
-
-
 def _mean_over_seeds(run: Run) -> pd.DataFrame:
     """Average the judged rows over seeds: one row per fold, role and image, sorted."""
     frame = run.predictions[run.predictions["role"] != "train"]
@@ -145,14 +140,14 @@ def _mean_over_seeds(run: Run) -> pd.DataFrame:
     return frame.groupby(_KEY, sort=True, observed=True).agg(told).reset_index()
 
 
-def _check(members: Sequence[Run], tables: Sequence[pd.DataFrame]) -> None:
+def _check(members: Sequence[Run], tables: Sequence[pd.DataFrame], rule: str) -> None:
     """Refuse members that do not match the first, naming what differs."""
     first = members[0]
     for member, table in zip(members[1:], tables[1:], strict=True):
-        if member.classes != first.classes:
-            differs = f"classes {', '.join(member.classes)} and {', '.join(first.classes)}"
-        elif member.task != first.task:
+        if _scale(member.task, rule) != _scale(first.task, rule):
             differs = f"task: {_named(member.task)} and {_named(first.task)}"
+        elif member.classes != first.classes:
+            differs = f"classes {', '.join(member.classes)} and {', '.join(first.classes)}"
         elif member.document.get("target") != first.document.get("target"):
             differs = f"targets {member.document.get('target')} and {first.document.get('target')}"
         else:
@@ -164,8 +159,15 @@ def _check(members: Sequence[Run], tables: Sequence[pd.DataFrame]) -> None:
             )
 
 
+def _scale(task: Task, rule: str) -> tuple[object, ...]:
+    """Say what members must share, so that what they predict can be put together."""
+    if task.kind == "survival" and rule == "mean":
+        return task.kind, task.loss, task.intervals
+    return (task.kind,)
+
+
 def _named(task: Task) -> str:
-    return f"{task.kind} by {task.loss}"
+    return task.kind if task.one_class else f"{task.kind} by {task.loss}"
 
 
 def _difference(table: pd.DataFrame, other: pd.DataFrame) -> str:
@@ -223,7 +225,7 @@ def _trained(run: Run, other: Run) -> str:
     return f": only one of them trains on {shown}{', …' * (len(rows) > _SHOWN)}"
 
 
-def _document(members: Sequence[Run], rule: str, calibrate: str) -> dict[str, Any]:
+def _document(members: Sequence[Run], folder: Path, rule: str, calibrate: str) -> dict[str, Any]:
     first = members[0].document
     settings = {"rule": rule}
     if calibrate != "none":
@@ -245,8 +247,8 @@ def _document(members: Sequence[Run], rule: str, calibrate: str) -> dict[str, An
         "members": [
             {
                 "run": member.name,
-                "path": str(member.path),
-                "digest": hashlib.sha256((member.path / "run.json").read_bytes()).hexdigest(),
+                "path": Path(os.path.relpath(member.path, folder)).as_posix(),
+                "digest": run_digest(member.path),
             }
             for member in members
         ],
@@ -264,15 +266,15 @@ def _combined(
     if (rule, calibrate) == ("mean", "none"):
         combined[columns] = values.mean(axis=0)
     else:
-        place = {name: k for k, name in enumerate(first.classes)}
         blended = blend(
             Members(
                 prob=values,
-                y_true=np.array([place[name] for name in rows["target"]], dtype=np.int64),
+                y_true=read_truth(rows, first.classes, first.task),
                 patient_ids=rows["patient_id"].to_numpy(dtype=object),
                 fold=rows["fold"].to_numpy(dtype=np.int64),
                 role=rows["role"].to_numpy(dtype=object),
                 n_folds=_folds_of_a_repeat(first),
+                kind=first.task.kind,
             ),
             rule,
             calibrate,
@@ -293,16 +295,19 @@ def _folds_of_a_repeat(run: Run) -> int:
 
 def _learned(blended: Blend) -> dict[str, Any]:
     """Write what was learned as JSON: mean over folds, each fold's, and from all folds together."""
-    told: dict[str, Any] = {}
-    for what, values, final in (
-        ("weights", blended.weights, blended.final_weights),
-        ("temperature", blended.temperature, blended.final_temperature),
-    ):
-        if values is not None:
-            folds = dict(zip(map(str, blended.folds), values.tolist(), strict=True))
-            told[what] = {"mean": values.mean(axis=0).tolist(), "folds": folds}
-            told[what]["all"] = np.asarray(final).tolist()
-    return told
+    mixes = [mix.to_json() for mix in blended.mixes or ()]
+    final = blended.final.to_json() if blended.final is not None else {}
+    told = {what: ([mix[what] for mix in mixes], final[what]) for what in final}
+    if blended.temperature is not None:
+        told["temperature"] = (blended.temperature.tolist(), blended.final_temperature)
+    return {
+        what: {
+            "mean": np.mean(values, axis=0).tolist(),
+            "folds": dict(zip(map(str, blended.folds), values, strict=True)),
+            "all": last,
+        }
+        for what, (values, last) in told.items()
+    }
 
 
 def _no_history(task: Task) -> pd.DataFrame:

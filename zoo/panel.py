@@ -5,23 +5,20 @@ Which feature set a head can read is decided in :mod:`zoo.likeness`.
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zoo.blending.pools import log_pool
-from zoo.blending.ranks import rank_among
-from zoo.blending.temperature import cooled
-from zoo.errors import NotSupported, RunError
+from zoo.blending import Pool
+from zoo.errors import NotSupported
 from zoo.likeness import fitting, remarks
+from zoo.membership import on_pixels, pool_of, runs_of, seated
 from zoo.run import Run
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -35,8 +32,11 @@ __all__ = [
     "Seat",
     "on_pixels",
     "open_panel",
+    "pool_of",
+    "pooled",
     "runs_of",
     "seated",
+    "spread",
     "weighted_mean",
     "weighted_sd",
 ]
@@ -90,14 +90,15 @@ class Panel:
     """The run or ensemble that was asked for."""
     members: tuple[Member, ...]
     """The run itself, or the members of the ensemble."""
-    temperature: float = 1.0
-    """By which an ensemble's probabilities are cooled."""
-    exponents: NDArray[np.float64] | None = None
-    """Of each group, for the rule ``stack``: a logarithmic pool; None for an average."""
-    reference: NDArray[np.float64] | None = None
-    """Out-of-fold probabilities ``(group, image, class)``, for the rule ``rank``."""
+    pool: Pool = field(default_factory=Pool)
+    """The ensemble's rule, with what it learned."""
     notes: tuple[str, ...] = ()
     """What is worth knowing, one line each."""
+
+    @property
+    def temperature(self) -> float:
+        """By which an ensemble's probabilities are cooled."""
+        return self.pool.temperature
 
     def pooled(
         self,
@@ -105,34 +106,57 @@ class Panel:
         weights: NDArray[np.float64],
         groups: NDArray[np.int64],
     ) -> NDArray[np.float64]:
-        """Combine what heads say as the ensemble's rule does, and cool it.
+        """Do what :func:`pooled` does, by the ensemble's rule."""
+        return pooled(self.pool, prob, weights, groups)
 
-        Parameters
-        ----------
-        prob
-            ``(head, image, class)``.
-        weights, groups
-            Of the heads' seats, ``(head,)``.
 
-        Returns
-        -------
-        prob
-            ``(image, class)``.
-        """
-        if self.exponents is None and self.reference is None:
-            return cooled(weighted_mean(prob, weights), self.temperature)
-        names = np.unique(groups)
-        each = np.array(
-            [
-                weighted_mean(prob[groups == g], weights[groups == g] / weights[groups == g].sum())
-                for g in names
-            ]
-        )
-        if self.exponents is not None:
-            mixed = log_pool(self.exponents[names], each)
-        elif self.reference is not None:
-            mixed = rank_among(each, self.reference[names])
-        return cooled(mixed, self.temperature)
+def pooled(
+    pool: Pool,
+    values: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    groups: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Combine what heads say: each group's own average, then the rule.
+
+    Parameters
+    ----------
+    pool
+        The rule. Of an average only the temperature counts: weights are those of the heads.
+    values
+        ``(head, image, column)``.
+    weights, groups
+        Of the heads' seats, ``(head,)``. A group whose weight is 0 needs none.
+
+    Returns
+    -------
+    values
+        ``(image, column)``.
+    """
+    if pool.is_average:
+        alone = replace(pool, rule="mean", mix=None)
+        return alone(weighted_mean(values, weights)[None])
+    names = np.unique(groups)
+    each = np.array(
+        [
+            weighted_mean(values[groups == g], weights[groups == g] / weights[groups == g].sum())
+            for g in names
+        ]
+    )
+    return pool.select(names)(each)
+
+
+def spread(
+    pool: Pool,
+    values: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    groups: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Give the standard deviation over heads, ``(image, column)``, in the units of the result.
+
+    Parameters are those of :func:`pooled`.
+    """
+    moved = values if pool.mix is None else pool.mix.select(groups).standardised(values)
+    return weighted_sd(moved, weights)
 
 
 def open_panel(
@@ -141,6 +165,7 @@ def open_panel(
     feature_set: str | None = None,
     *,
     averages_only: bool = True,
+    kinds: Sequence[str] = ("classification",),
 ) -> Panel:
     """Find the heads of a run, and the feature set that fits them.
 
@@ -153,14 +178,16 @@ def open_panel(
     feature_set
         The one to read; the one that fits where left out.
     averages_only
-        Refuse ensembles by the rules ``rank`` and ``stack``, whose members are not averaged; without,
-        :meth:`Panel.pooled` is to be asked for what they say together.
+        Refuse ensembles whose members are not averaged as they are, such as those by ``rank`` and
+        ``stack``; without, :meth:`Panel.pooled` is to be asked for what they say together.
+    kinds
+        Kinds of task that will do.
 
     Raises
     ------
     NotSupported
-        If the run is not one of classification, or the ensemble's rule cannot be applied to
-        images beyond its folds.
+        If the run's task is of another kind, or the ensemble's rule cannot be applied to images
+        beyond its folds.
     RunError
         If a member of an ensemble has gone or was changed, or the run knows no store.
     NotFound
@@ -170,158 +197,20 @@ def open_panel(
         If several feature sets fit, and none is the very one of the training.
     """
     asked = run if isinstance(run, Run) else Run.load(run)
-    if asked.task.kind != "classification":
+    if asked.task.kind not in kinds:
         raise NotSupported(
-            f"{asked.path} learned task {asked.task.kind}: new images are predicted, and "
-            "explained, for classification alone so far"
+            f"{asked.path} learned task {asked.task.kind}: new images are predicted of every task, "
+            f"but this is for {' and '.join(kinds)} alone"
         )
-    exponents, reference = (None, None) if averages_only else _pool_of(asked)
-    is_pooled = exponents is not None or reference is not None
     members = [
         Member(run=one, features=fitting(one, store, feature_set), weight=weight, group=group)
-        for one, weight, group in seated(asked, is_pooled=is_pooled)
+        for one, weight, group in seated(asked, is_pooled=not averages_only)
         if weight > 0
     ]
     notes = dict.fromkeys(
         note for member in members for note in remarks(member.run, member.features)
     )
-    return Panel(
-        run=asked,
-        members=tuple(members),
-        temperature=_temperature(asked),
-        exponents=exponents,
-        reference=reference,
-        notes=tuple(notes),
-    )
-
-
-def _pool_of(run: Run) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
-    """Give what an ensemble needs that is no average: exponents, or images to rank among."""
-    rule = run.document.get("rule") if run.is_ensemble else None
-    if rule == "stack":
-        return np.array(_weights(run)), None
-    if rule == "rank":
-        members = [_member(run, member) for member in run.document["members"]]
-        return None, np.array([member.test_probabilities().prob for member in members])
-    return None, None
-
-
-def seated(run: Run, *, is_pooled: bool) -> Iterator[tuple[Run, float, int]]:
-    """Give the runs that have heads, with their shares, and whose part they are.
-
-    Parameters
-    ----------
-    run
-        A run, or an ensemble.
-    is_pooled
-        Whether members of the rules ``rank`` and ``stack``, which are no averages, will do too.
-
-    Raises
-    ------
-    NotSupported, RunError
-        As :func:`open_panel` does.
-    """
-    if not run.is_ensemble:
-        yield run, 1.0, 0
-        return
-    shares = _shares(run, is_pooled=is_pooled)
-    for group, (member, share) in enumerate(zip(run.document["members"], shares, strict=True)):
-        for one, weight in runs_of(_member(run, member), share):
-            yield one, weight, group
-
-
-def runs_of(run: Run, weight: float = 1.0) -> Iterator[tuple[Run, float]]:
-    """Give the runs that have heads, with their shares: a run itself, an ensemble's members.
-
-    Raises
-    ------
-    NotSupported, RunError
-        As :func:`open_panel` does.
-    """
-    if not run.is_ensemble:
-        yield run, weight
-        return
-    members = run.document["members"]
-    for member, share in zip(members, _shares(run), strict=True):
-        yield from runs_of(_member(run, member), weight * share)
-
-
-def on_pixels(run: Run) -> bool:
-    """Tell whether a run, or the members of an ensemble, were trained on pixels.
-
-    Raises
-    ------
-    NotSupported
-        If an ensemble has members of both kinds, or its rule cannot be applied to new images.
-    RunError
-        If a member has gone or was changed.
-    """
-    if not run.is_ensemble:
-        return "trained_on" in run.document
-    is_pooled = run.document.get("rule") in {"rank", "stack"}
-    members = seated(run, is_pooled=is_pooled)
-    kinds = {"trained_on" in member.document for member, _, _ in members}
-    if len(kinds) > 1:
-        raise NotSupported(
-            f"{run.path} combines runs on stored vectors with runs on pixels: predict with its "
-            "members, one by one"
-        )
-    return kinds == {True}
-
-
-def _member(ensemble: Run, member: Mapping[str, Any]) -> Run:
-    path = Path(member["path"])
-    if not (path / "run.json").is_file():
-        raise RunError(
-            f"{ensemble.path} combines {path}, which is not there: go to the directory in which "
-            "the ensemble was made, or make it again"
-        )
-    if hashlib.sha256((path / "run.json").read_bytes()).hexdigest() != member["digest"]:
-        raise RunError(f"{path} was changed since {ensemble.path} was made: make it again")
-    run = Run.load(path)
-    if run.is_ensemble and _temperature(run) != 1.0:
-        raise NotSupported(f"{run.path} is calibrated, and part of {ensemble.path}: use it alone")
-    return run
-
-
-def _shares(run: Run, *, is_pooled: bool = False) -> list[float]:
-    """Tell how much each member of an ensemble counts.
-
-    Of pools that are no averages, it is how much they count in the spread over heads.
-    """
-    rule, n = run.document.get("rule", "mean"), len(run.document["members"])
-    if rule == "mean" or (rule == "rank" and is_pooled):
-        return [1 / n] * n
-    if rule not in {"weighted", "greedy"} and not (rule == "stack" and is_pooled):
-        raise NotSupported(
-            f"{run.path} combines by rule {rule}, which cannot be applied to new images here: use "
-            "zoo ensemble --rule mean, weighted or greedy"
-        )
-    weights = _weights(run)
-    return [weight / sum(weights) for weight in weights]
-
-
-def _weights(run: Run) -> list[float]:
-    """Read the weights that an ensemble learned, one per member."""
-    found = _learned(run, "weights")
-    is_list = isinstance(found, list) and len(found) == len(run.document["members"])
-    if not is_list or not sum(found) > 0 or min(found) < 0:
-        raise RunError(f"{run.path} does not tell the weights that it learned: make it again")
-    return [float(weight) for weight in found]
-
-
-def _temperature(run: Run) -> float:
-    learned = _learned(run, "temperature")
-    return 1.0 if learned is None else float(learned)
-
-
-def _learned(run: Run, what: str) -> Any:
-    """Give what an ensemble learned from all out-of-fold predictions; None where it learned nothing.
-
-    Ensembles made before that was written have the mean over folds.
-    """
-    told = (run.document.get("learned") or {}).get(what) or {}
-    return told.get("all", told.get("mean"))
+    return Panel(run=asked, members=tuple(members), pool=pool_of(asked), notes=tuple(notes))
 
 
 def weighted_mean(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:

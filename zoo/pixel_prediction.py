@@ -12,18 +12,19 @@ import numpy as np
 from histostore.cohort import Cohort
 from histostore.errors import ImageError
 from histostore.files import public_url
-from zoo.blending.temperature import cooled
 from zoo.errors import NotSupported, RunError
-from zoo.external import judge
+from zoo.external import judge, read_map, read_truth_of
 from zoo.finetune.checkpoint import load_network
 from zoo.finetune.loader import PixelLoader
 from zoo.finetune.pixels import PixelPlan, read_pixels
 from zoo.finetune.predicting import predict_rows
 from zoo.finetune.spec import Machine
 from zoo.labels import named
-from zoo.panel import on_pixels, runs_of, weighted_mean
-from zoo.prediction import Prediction, _frame, _map, _spread, _truth
+from zoo.membership import on_pixels, pool_of, seated
+from zoo.panel import pooled, spread
+from zoo.prediction import Prediction, frame_of
 from zoo.run import Run
+from zoo.tasks import Task
 from zoo.training.threads import available, limited
 
 if TYPE_CHECKING:
@@ -55,11 +56,9 @@ def predict_cohort(
     run
         Directory of a run of ``zoo finetune``, or of an ensemble of such runs.
     cohort
-        Table of images. Where it has the column ``target``, the predictions are judged.
-    target
-        Column with the class; the one of the training where left out.
-    label_map
-        Labels of the cohort as those of the run, as of :func:`zoo.prediction.predict`.
+        Table of images. Where it has the columns of ``target``, the predictions are judged.
+    target, label_map
+        As of :func:`zoo.prediction.predict`.
     cache
         Folder for decoded pixels; ``$HISTOSTORE_CACHE``, or the user's folder for caches.
     machine
@@ -76,19 +75,17 @@ def predict_cohort(
     ImageError
         If no image can be read.
     OptionError
-        If a label is none of the run's classes.
+        If the cohort's columns hold anything else than what the run learned.
     """
     asked = run if isinstance(run, Run) else Run.load(run)
     if not on_pixels(asked):
         raise NotSupported(f"{asked.path} was fitted to stored vectors: name their store")
-    if asked.task.kind != "classification":
-        raise NotSupported(f"{asked.path} learned {asked.task.kind}: classes alone are predicted")
     images = cohort
     if not isinstance(images, Cohort):
         images = Cohort.read(images, storage_options=storage_options)
-    truth = _truth(asked, images, target=target, label_map=label_map)
-    members = [(member, weight) for member, weight in runs_of(asked) if weight > 0]
-    plans = [PixelPlan(**member.document["trained_on"]) for member, _ in members]
+    truth = read_truth_of(asked, images, target=target, label_map=label_map)
+    members = [part for part in seated(asked, is_pooled=True) if part[1] > 0]
+    plans = [PixelPlan(**member.document["trained_on"]) for member, _, _ in members]
     read = {
         plan: read_pixels(
             images,
@@ -105,56 +102,58 @@ def predict_cohort(
         why = [f"{name}: {reason}" for name, reason in failed.items()]
         raise ImageError(f"all of {named(images.image_ids)} cannot be read", problems=why)
     shares = [
-        (member, read[plan], weight) for (member, weight), plan in zip(members, plans, strict=True)
+        (member, read[plan], weight, group)
+        for (member, weight, group), plan in zip(members, plans, strict=True)
     ]
-    prob, weights = _probabilities(shares, kept, machine or Machine(), progress)
-    learned = asked.document.get("learned") or {}
-    temperature = float((learned.get("temperature") or {}).get("mean", 1.0))
-    mean = cooled(weighted_mean(prob, weights), temperature)
+    said, weights, groups = _values(shares, kept, machine or Machine(), progress)
+    pool = pool_of(asked)
+    mean = pooled(pool, said, weights, groups)
     image_ids = [images.image_ids[row] for row in kept]
-    known = set(image_ids)
-    truth = tuple(row for row in truth if row[0] in known)
+    test, unjudged = judge(asked, image_ids, mean, truth)
     return Prediction(
-        frame=_frame(asked, image_ids, mean, _spread(prob, weights, mean)),
+        frame=frame_of(asked, image_ids, mean, spread(pool, said, weights, groups)),
         run=asked,
         feature_sets=(),
         views=(),
         n_heads=len(weights),
-        notes=_notes(asked, image_ids, failed),
-        test=judge(asked, dict(zip(image_ids, mean, strict=True)), truth) if truth else None,
+        notes=(*_notes(asked, image_ids, failed), *unjudged),
+        test=test,
         source={
             "store": None,
             "cohort": public_url(images.url),
             "target": target or str(asked.document.get("target", "label")),
-            "label_map": dict(_map(label_map)) or None,
+            "label_map": dict(read_map(label_map)) or None,
         },
     )
 
 
-def _probabilities(
-    members: list[tuple[Run, Pixels, float]],
+def _values(
+    members: list[tuple[Run, Pixels, float, int]],
     rows: list[int],
     machine: Machine,
     progress: Callable[[int, int, str], None],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Let every network predict: ``(network, image, class)``, and the weights ``(network,)``."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Let every network predict: ``(network, image, column)``; weights and groups ``(network,)``."""
     device = machine.torch_device()
-    prob, weights = [], []
-    total = sum(len(member.head_paths()) for member, _, _ in members)
+    values, weights, groups = [], [], []
+    total = sum(len(member.head_paths()) for member, *_ in members)
     with limited(machine.threads or available()):
-        for member, pixels, weight in members:
+        for member, pixels, weight, group in members:
             paths = member.head_paths()
             if not paths:
                 raise RunError(f"{member.path} holds no networks: train it again")
             loader = PixelLoader(pixels, workers=machine.loaders(device), pin=device.type == "cuda")
             views = member.document["recipe"]["test_views"]
             for path in paths.values():
-                net, _ = load_network(path)
+                net, told = load_network(path)
                 net.module.to(device)
-                prob.append(predict_rows(net, loader, rows, task=member.task, views=views))
+                # What the outputs are measured by was learned with the network.
+                task = Task.from_json(told.get("task"))
+                values.append(predict_rows(net, loader, rows, task=task, views=views))
                 weights.append(weight / len(paths))
+                groups.append(group)
                 progress(len(weights), total, member.name)
-    return np.array(prob), np.array(weights)
+    return np.array(values), np.array(weights), np.array(groups)
 
 
 def _notes(run: Run, image_ids: list[str], failed: Mapping[str, str]) -> tuple[str, ...]:

@@ -1,34 +1,36 @@
-"""Predicting images that a run never saw, and judging it on them where their class is known.
+"""Predicting images that a run never saw, and judging it on them where their truth is known.
 
-All heads of a run, or of an ensemble's members, predict each image; their probabilities are
-averaged. On a cohort with labels this is the external test: metrics with intervals over patients
+All heads of a run, or of an ensemble's members, predict each image; what they say is averaged, or
+combined by the ensemble's rule. On a cohort with labels this is the external test: metrics with intervals over patients
 beside those that the run reached out of fold.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histostore.atomic import atomic
 from histostore.cohort import Cohort
-from histostore.errors import OptionError, StorageError
+from histostore.errors import OptionError
 from histostore.files import public_url
-from histostore.labels import parse_label_map
 from histostore.store import open_store
 from histostore.views import parse_views
 from zoo.bags import Bags
-from zoo.external import ExternalTest, Truth, judge
-from zoo.labels import digest_of, named
-from zoo.panel import Panel, open_panel, weighted_sd
+from zoo.external import ExternalTest, Truth, judge, read_map, read_truth_of
+from zoo.labels import named
+from zoo.panel import Panel, open_panel, spread
+from zoo.predictions import written
+from zoo.run import run_digest
 from zoo.stored import usable
+from zoo.tasks import KINDS
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Mapping, Sequence
 
     import pandas as pd
@@ -36,7 +38,10 @@ if TYPE_CHECKING:
 
     from zoo.run import Run
 
-__all__ = ["ExternalTest", "Prediction", "check_output", "predict"]
+__all__ = ["ExternalTest", "Prediction", "check_output", "frame_of", "predict"]
+
+_THERE = 0.5
+"""Probability from which a label is told, as :mod:`zoo.metrics.multilabel` has it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -44,8 +49,10 @@ class Prediction:
     """What the heads say of each image."""
 
     frame: pd.DataFrame
-    """``image_id``, ``prediction``, ``prob_<class>``…, ``spread``: the standard deviation, over
-    heads, of the predicted class's probability; missing where there is one head."""
+    """``image_id``; ``prediction``, a class, or labels with ``;`` between, where there are any;
+    the columns of what is predicted as in a run's own table (:mod:`zoo.predictions`);
+    ``spread``: the standard deviation, over heads, of the predicted class's probability, of
+    several labels the largest, of a number or risk its own; missing where there is one head."""
     run: Run
     """Who predicted."""
     feature_sets: tuple[str, ...]
@@ -65,12 +72,13 @@ class Prediction:
         return {
             "run": self.run.name,
             "path": str(self.run.path),
-            "digest": hashlib.sha256((self.run.path / "run.json").read_bytes()).hexdigest(),
+            "digest": run_digest(self.run.path),
             **self.source,
+            "task": self.run.task.kind,
             "n_heads": self.n_heads,
             "n_images": len(self.frame),
             "classes": list(self.run.classes),
-            "predicted": {name: self._count(name) for name in self.run.classes},
+            "predicted": self._predicted(),
             "feature_sets": list(self.feature_sets),
             "views": list(self.views),
             "notes": list(self.notes),
@@ -79,9 +87,15 @@ class Prediction:
 
     def to_text(self) -> str:
         """Say what was predicted, and how well, as plain text."""
-        counts = ", ".join(f"{self._count(name):,} {name}" for name in self.run.classes)
+        told = self._predicted()
+        if self.run.task.has_classes:
+            found = ", ".join(f"{count:,} {name}" for name, count in told.items())
+        else:
+            (column,) = self.run.task.value_columns(())
+            name = column.removeprefix("pred_")
+            found = f"{name} {told['least']:.4g} to {told['most']:.4g}, median {told['median']:.4g}"
         heads = f"{self.n_heads} head{'s'[: self.n_heads > 1]}"
-        lines = [f"{len(self.frame):,} images predicted by {heads} of {self.run.name}: {counts}"]
+        lines = [f"{len(self.frame):,} images predicted by {heads} of {self.run.name}: {found}"]
         if self.test is not None:
             lines += [self.test.to_text()]
         return "\n".join(lines)
@@ -108,22 +122,28 @@ class Prediction:
         """
         check_output(path)
         target = Path(path)
-
-        def fill(hidden: Path) -> None:
+        with atomic(target) as hidden:
             if target.suffix.lower() == ".csv":
                 self.frame.to_csv(hidden, index=False, float_format="%.6f")
             else:
                 self.frame.to_parquet(hidden, engine="pyarrow", index=False)
+        if self.test is None:
+            return (target,)
+        beside = target.with_name(f"{target.name}.json")
+        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        with atomic(beside) as hidden:
+            hidden.write_text(text, encoding="utf-8")
+        return target, beside
 
-        written = [_put(target, fill)]
-        if self.test is not None:
-            text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-            beside = target.with_name(f"{target.name}.json")
-            written.append(_put(beside, lambda hidden: _write_text(hidden, text)))
-        return tuple(written)
-
-    def _count(self, name: str) -> int:
-        return int((self.frame["prediction"] == name).sum())
+    def _predicted(self) -> dict[str, Any]:
+        """Count the images of each class or label; of numbers, tell where they lie."""
+        task = self.run.task
+        if task.has_classes:
+            told = self.frame["prediction"].str.split(";") if not task.one_class else None
+            names = self.frame["prediction"] if told is None else told.explode()
+            return {name: int((names == name).sum()) for name in self.run.classes}
+        values = self.frame[task.value_columns(())[0]]
+        return {"least": values.min(), "median": values.median(), "most": values.max()}
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
@@ -134,7 +154,7 @@ def check_output(path: str | os.PathLike[str]) -> None:
 
 def predict(
     run: str | os.PathLike[str] | Run,
-    store: str,
+    store: str | os.PathLike[str],
     cohort: str | os.PathLike[str] | Cohort | None = None,
     *,
     feature_set: str | None = None,
@@ -153,17 +173,18 @@ def predict(
     store
         URL of a store whose vectors were made as those of the training were.
     cohort
-        Only these images. Where it has the column ``target``, the predictions are judged.
+        Only these images. Where it has the columns of ``target``, the predictions are judged.
     feature_set
         The one to read; the one that fits where left out.
     augmentation
-        Stored view, or several with commas, whose probabilities are averaged; those of the
+        Stored view, or several with commas, whose predictions are averaged; those of the
         run's own test where left out.
     target
-        Column with the class; the one of the training where left out.
+        Column with the truth, or columns with commas between, in the order of the run's; those of
+        the training where left out.
     label_map
-        Labels of the cohort as those of the run: a mapping, ``OLD=NEW,OLD=NEW``, or the name of
-        a map of :mod:`histostore.labels`.
+        Labels of the cohort as classes or levels of the run: a mapping, ``OLD=NEW,OLD=NEW``, or
+        the name of a map of :mod:`histostore.labels`.
     storage_options
         For the storage of store and cohort.
     progress
@@ -176,7 +197,7 @@ def predict(
     NotFound
         If the store holds no such vectors, or images of the cohort were never built.
     OptionError
-        If a label is none of the run's classes.
+        If the cohort's columns hold anything else than what the run learned.
 
     Examples
     --------
@@ -184,29 +205,30 @@ def predict(
 
         zoo.predict("runs/mil", "bach-store", "bach.csv", label_map="bach-to-breakhis")
     """
+    store = os.fspath(store)
     images = _cohort(cohort, storage_options)
     opened = open_store(store, storage_options=storage_options)
-    panel = open_panel(run, opened, feature_set, averages_only=False)
-    truth = _truth(panel.run, images, target=target, label_map=label_map)
+    panel = open_panel(run, opened, feature_set, averages_only=False, kinds=KINDS)
+    truth = read_truth_of(panel.run, images, target=target, label_map=label_map)
     views = parse_views(augmentation) if augmentation else ()
     image_ids, left_out = _images(panel, images, views)
-    prob, weights, groups = _probabilities(panel, image_ids, views, progress)
-    mean = panel.pooled(prob, weights, groups)
-    rows = dict(zip(image_ids, mean, strict=True))
-    notes = (*panel.notes, *left_out, *_overlap(panel, image_ids, store, truth))
+    said, weights, groups = _values(panel, image_ids, views, progress)
+    mean = panel.pooled(said, weights, groups)
+    test, unjudged = judge(panel.run, image_ids, mean, truth)
+    notes = (*panel.notes, *left_out, *_overlap(panel, image_ids, store, truth), *unjudged)
     return Prediction(
-        frame=_frame(panel.run, image_ids, mean, _spread(prob, weights, mean)),
+        frame=frame_of(panel.run, image_ids, mean, spread(panel.pool, said, weights, groups)),
         run=panel.run,
         feature_sets=tuple(dict.fromkeys(member.features.name for member in panel.members)),
         views=views,
         n_heads=len(weights),
         notes=notes,
-        test=judge(panel.run, rows, truth) if truth else None,
+        test=test,
         source={
             "store": public_url(store),
             "cohort": public_url(images.url) if images is not None else None,
             "target": target or str(panel.run.document.get("target", "label")),
-            "label_map": dict(_map(label_map)) or None,
+            "label_map": dict(read_map(label_map)) or None,
         },
     )
 
@@ -217,38 +239,6 @@ def _cohort(
     if cohort is None or isinstance(cohort, Cohort):
         return cohort
     return Cohort.read(cohort, storage_options=storage_options, check_files=False)
-
-
-def _truth(
-    run: Run,
-    images: Cohort | None,
-    *,
-    target: str | None,
-    label_map: str | Mapping[str, str] | None,
-) -> tuple[tuple[str, str, str], ...]:
-    """Give (image, patient, class) of the labelled images, in the run's own classes."""
-    column = target or str(run.document.get("target", "label"))
-    if images is None or (target is None and label_map is None and not images.has(column)):
-        if target is not None or label_map is not None:
-            raise OptionError("target and label map are for the labels of a cohort: name one")
-        return ()
-    labels = images.column(column)
-    known = _map(label_map)
-    mapped = [label if label is None else known.get(label, label) for label in labels]
-    strange = sorted({label for label in mapped if label is not None and label not in run.classes})
-    if strange:
-        raise OptionError(
-            f"{images.url}: {column} holds {', '.join(strange[:5])}, but {run.path} knows "
-            f"{', '.join(run.classes)}: give --label-map {strange[0]}={run.classes[0]},…"
-        )
-    told = zip(images.image_ids, images.patient_ids, mapped, strict=True)
-    return tuple((image, patient, label) for image, patient, label in told if label is not None)
-
-
-def _map(label_map: str | Mapping[str, str] | None) -> Mapping[str, str]:
-    if label_map is None:
-        return {}
-    return parse_label_map(label_map) if isinstance(label_map, str) else label_map
 
 
 def _images(
@@ -266,14 +256,14 @@ def _images(
     return chosen, (note,) if lost else ()
 
 
-def _probabilities(
+def _values(
     panel: Panel,
     image_ids: Sequence[str],
     views: Sequence[str],
     progress: Callable[[int, int, str], None],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Let every head predict: ``(head, image, class)``; weights and groups ``(head,)``."""
-    prob, weights, groups = [], [], []
+    """Let every head predict: ``(head, image, column)``; weights and groups ``(head,)``."""
+    values, weights, groups = [], [], []
     total = sum(len(member.run.head_paths()) for member in panel.members)
     known: dict[tuple[str, str], Bags] = {}  # members may share what they read
     for member in panel.members:
@@ -285,37 +275,45 @@ def _probabilities(
                 )
         read = [known[key] for key in asked]
         for seat in member.seats():
-            prob.append(np.mean([seat.head.predict_proba(bags) for bags in read], axis=0))
+            values.append(np.mean([seat.head.predict(bags) for bags in read], axis=0))
             weights.append(seat.weight)
             groups.append(seat.group)
             progress(len(weights), total, member.run.name)
-    return np.array(prob), np.array(weights), np.array(groups)
+    return np.array(values), np.array(weights), np.array(groups)
 
 
-def _spread(
-    prob: NDArray[np.float64], weights: NDArray[np.float64], mean: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    winner = mean.argmax(axis=1)
-    return weighted_sd(prob[:, np.arange(len(winner)), winner], weights)
-
-
-def _frame(
+def frame_of(
     run: Run,
     image_ids: Sequence[str],
-    mean: NDArray[np.float64],
+    values: NDArray[np.float64],
     spread: NDArray[np.float64],
 ) -> pd.DataFrame:
+    """Make the table of predictions.
+
+    Parameters
+    ----------
+    run
+        Says what the columns mean.
+    image_ids
+        Images.
+    values, spread
+        What was predicted, and its standard deviation over heads, ``(image, column)``.
+    """
     import pandas as pd
 
-    columns: dict[str, Any] = {
-        "image_id": list(image_ids),
-        "prediction": np.array(run.classes, dtype=object)[mean.argmax(axis=1)],
-    }
-    columns |= {f"prob_{name}": mean[:, k] for k, name in enumerate(run.classes)}
-    return pd.DataFrame({**columns, "spread": spread})
+    task, rows = run.task, np.arange(len(values))
+    columns: dict[str, Any] = {"image_id": list(image_ids)}
+    if task.has_classes:
+        told = values.argmax(axis=1) if task.one_class else values >= _THERE
+        columns["prediction"] = written(told, run.classes, task).astype(object)
+    columns |= {name: values[:, k] for k, name in enumerate(task.value_columns(run.classes))}
+    columns["spread"] = spread[rows, told] if task.one_class else spread.max(axis=1)
+    return pd.DataFrame(columns)
 
 
-def _overlap(panel: Panel, image_ids: Sequence[str], store: str, truth: Truth) -> tuple[str, ...]:
+def _overlap(
+    panel: Panel, image_ids: Sequence[str], store: str, truth: Truth | None
+) -> tuple[str, ...]:
     """Warn of images that were in the cohort of the training."""
     trained = set(panel.run.predictions["image_id"])
     shared = [image for image in image_ids if image in trained]
@@ -325,8 +323,8 @@ def _overlap(panel: Panel, image_ids: Sequence[str], store: str, truth: Truth) -
         public_url(store) == (member.run.document.get("store") or {}).get("url")
         for member in panel.members
     )
-    digest = digest_of(list(truth)) if truth else None
-    same_cohort = digest == (panel.run.document.get("cohort") or {}).get("digest")
+    known = (panel.run.document.get("cohort") or {}).get("digest")
+    same_cohort = truth is not None and truth.digest == known
     if same_store or same_cohort:
         were = f"{named(shared)} {'was' if len(shared) == 1 else 'were'} in the training"
         return (f"{were}: scores on them flatter; {panel.run.path} has honest ones",)
@@ -334,19 +332,3 @@ def _overlap(panel: Panel, image_ids: Sequence[str], store: str, truth: Truth) -
         f"{named(shared)} bear names of training images: if they are the same, scores on them "
         "flatter",
     )
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def _put(path: Path, fill: Callable[[Path], None]) -> Path:
-    """Write a file under a hidden name, then rename it."""
-    hidden = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fill(hidden)
-        hidden.replace(path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
-    return path

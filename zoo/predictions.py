@@ -38,6 +38,7 @@ __all__ = [
     "fixed_columns",
     "measure",
     "predictions_frame",
+    "read_truth",
     "written",
 ]
 
@@ -104,8 +105,14 @@ def written(truth: NDArray[Any], classes: Sequence[str], task: Task = _CLASSES) 
     return truth[:, 0] if len(task.target_columns) == 1 else truth
 
 
-def _read(frame: pd.DataFrame, classes: Sequence[str], task: Task) -> NDArray[Any]:
-    """Invert :func:`written`."""
+def read_truth(frame: pd.DataFrame, classes: Sequence[str], task: Task) -> NDArray[Any]:
+    """Invert :func:`written`, from the columns of a table.
+
+    Returns
+    -------
+    truth
+        As of :attr:`zoo.bags.Bags.truth`.
+    """
     if not task.has_classes:
         return frame[list(task.target_columns)].to_numpy(dtype=np.float64)
     cells = frame["target"].to_numpy(dtype=object)
@@ -173,7 +180,7 @@ def average(frame: pd.DataFrame, classes: Sequence[str], task: Task = _CLASSES) 
     return Predictions(
         image_ids=images.astype(object),
         patient_ids=frame["patient_id"].to_numpy(dtype=object)[first],
-        y_true=_read(frame.iloc[first], classes, task),
+        y_true=read_truth(frame.iloc[first], classes, task),
         prob=total / np.bincount(place, minlength=len(images))[:, None],
     )
 

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
     from zoo.tasks import Task
 
-__all__ = ["HISTORY_COLUMNS", "document_problem", "history_columns", "table_problems"]
+__all__ = [
+    "HISTORY_COLUMNS",
+    "document_problem",
+    "history_columns",
+    "table_problems",
+    "value_problems",
+]
 
 HISTORY_COLUMNS = (
     "fold",
@@ -83,13 +89,20 @@ def table_problems(
         problems.append(f"predictions.parquet has role {roles[0]!r}, known are {', '.join(ROLES)}")
     if not (predictions["role"] == "test").any():
         problems.append("predictions.parquet has no test row")
-    problems += _target_problems(predictions, classes, task)
-    if not _are_values(predictions[list(values)], task):
-        what = "probabilities" if task.has_classes else "finite numbers"
-        problems.append(f"predictions.parquet holds rows that are not {what}")
+    found = value_problems(predictions, classes, task)
+    problems += [f"predictions.parquet {problem}" for problem in found]
     lacking = [name for name in history_columns(task) if name not in history.columns]
     if lacking:
         problems.append(f"history.parquet lacks {', '.join(lacking)}")
+    return problems
+
+
+def value_problems(frame: pd.DataFrame, classes: Sequence[str], task: Task) -> list[str]:
+    """Find truth and predictions in a table that are none of the task's."""
+    problems = _target_problems(frame, classes, task)
+    if not _are_values(frame[list(task.value_columns(classes))], task):
+        what = "probabilities" if task.has_classes else "finite numbers"
+        problems.append(f"holds rows that are not {what}")
     return problems
 
 
@@ -100,14 +113,14 @@ def _target_problems(frame: pd.DataFrame, classes: Sequence[str], task: Task) ->
         if sound and numbers is not None and task.kind == "survival":
             sound = bool(np.isin(numbers[:, 1], (0, 1)).all())
         named = ", ".join(task.target_columns)
-        return [] if sound else [f"predictions.parquet holds no {task.kind} target in {named}"]
+        return [] if sound else [f"holds no {task.kind} target in {named}"]
     seen = set(frame["target"].unique())
     if task.kind == "multi-label":
         seen = {name for cell in seen for name in str(cell).split(";") if name}
     strange = sorted(seen - set(classes), key=str)
     if not strange:
         return []
-    return [f"predictions.parquet has target {strange[0]!r}, not among the classes"]
+    return [f"has target {strange[0]!r}, not among the classes"]
 
 
 def _are_values(frame: pd.DataFrame, task: Task) -> bool:

@@ -5,6 +5,23 @@ from __future__ import annotations
 import numpy as np
 
 from zoo.blending import Members
+from zoo.metrics import evaluate
+from zoo.tasks import Task
+
+TASKS = {
+    "classification": Task(),
+    "multi-label": Task.of("multi-label", "er,pr,her2"),
+    "regression": Task.of("regression", "age"),
+    "survival": Task.of("survival", "months,dead"),
+}
+METRIC = {
+    "classification": "accuracy",
+    "multi-label": "auroc",
+    "regression": "pearson",
+    "survival": "c_index",
+}
+"""By which members that know nothing are worth :data:`CHANCE`."""
+CHANCE = {"classification": 0.5, "multi-label": 0.5, "regression": 0.0, "survival": 0.5}
 
 
 def softmax(scores):
@@ -25,9 +42,36 @@ def draw(rng, n, skills, *, k=2, scale=1.0, shared=0.5):
     return softmax(scale * np.maximum(skill, 1) * (skill * np.eye(k)[y] + noise)), y
 
 
-def cohort(rng, n, skills, *, folds=4, repeats=1, validation=True, **options):
+def draw_of(kind, rng, n, skills, **options):
+    """Draw truth of a kind of task, and what members predict who know it by their skill."""
+    if kind in ("classification", "ordinal"):
+        return draw(rng, n, skills, **options)
+    if kind == "multi-label":
+        labels = [draw(rng, n, skills, **options) for _ in range(3)]
+        return (
+            np.stack([prob[:, :, 1] for prob, _ in labels], axis=2),
+            np.stack([y for _, y in labels], axis=1).astype(float),
+        )
+    hidden, skill = rng.normal(size=n), np.asarray(skills, dtype=float)[:, None]
+    said = (skill * hidden + rng.normal(size=(len(skills), n))) / np.sqrt(skill**2 + 1)
+    if kind == "regression":
+        return (60 + 10 * said)[:, :, None], 60 + 10 * hidden[:, None]
+    death, leaves = rng.exponential(np.exp(-1.5 * hidden)), rng.exponential(2.0, size=n)
+    units = np.exp(rng.normal(size=(len(skills), 1)))  # each has a scale of its own
+    truth = np.stack([np.minimum(death, leaves), death <= leaves], axis=1)
+    return (units * (said + 3))[:, :, None], truth
+
+
+def score(kind, prob, y):
+    """Judge predictions by the metric in :data:`METRIC`."""
+    return evaluate(y, prob, TASKS[kind])[METRIC[kind]]
+
+
+def cohort(
+    rng, n, skills, *, folds=4, repeats=1, validation=True, kind="classification", **options
+):
     """Draw members' tables over stratified folds, two images per patient."""
-    prob, y = draw(rng, n, skills, **options)
+    prob, y = draw_of(kind, rng, n, skills, **options)
     parts = []
     for repeat in range(repeats):
         dealt = rng.permutation(np.arange(n // 2) % folds)[np.arange(n) // 2]
@@ -44,6 +88,7 @@ def cohort(rng, n, skills, *, folds=4, repeats=1, validation=True, **options):
         fold=np.repeat([fold for _, fold, _ in parts], sizes),
         role=np.repeat(np.array([role for _, _, role in parts], dtype=object), sizes),
         n_folds=folds,
+        kind=kind,
     )
 
 

@@ -34,20 +34,44 @@ class World:
     store: str
     planted: dict[str, int]
 
-    def bags(self, feature_set=None):
+    def bags(self, feature_set=None, *, task=None):
         features = open_store(self.store).feature_set(feature_set)
-        return Bags(features, Cohort.read(str(self.table), check_files=False))
+        return Bags(features, Cohort.read(str(self.table), check_files=False), task=task)
 
-    def fit(self, out, head="logistic", *, folds=3, **options):
-        bags = self.bags()
+    def fit(self, out, head="logistic", *, folds=3, task=None, **options):
+        bags = self.bags(task=task)
         split = make_split(bags, folds=folds)
         return fit_run(bags, spec(head), out=out, split=split, store_url=self.store, **options)
+
+
+TARGETS = {
+    "classification": "label",
+    "ordinal": "grade",
+    "multi-label": "er,pr",
+    "regression": "age",
+    "survival": "months,dead",
+}
+"""Columns that :func:`make_world` writes for each task."""
+
+
+def targets_of(rng, label, skill):
+    """Draw what else is told of an image, which its class has to do with as far as skill goes."""
+    sign = (2 * label - 1) * np.sign(skill)
+    return {
+        "grade": str(int(np.clip(1 + label + rng.integers(-1, 1), 0, 2))),
+        "er": int(label),
+        "pr": int(rng.random() < 0.5 - 0.3 * sign),
+        "age": round(float(60 + 10 * sign + rng.normal(0, 3)), 1),
+        "months": round(float(rng.exponential(30 * np.exp(-sign))), 2),
+        "dead": int(rng.random() < 0.8),
+    }
 
 
 def make_world(
     folder, n=32, *, classes=CLASSES, prefix="i", seed=0, views=("identity",), specs=None, skill=6.0
 ):
     """Write images of 6 × 4 patches; in one patch of each, the vector tells the class."""
+    told = np.random.default_rng(seed + 1)
     rng = np.random.default_rng(seed)
     rows, sources, planted, parts = [], [], {}, []
     (folder / "images").mkdir(parents=True)
@@ -61,6 +85,7 @@ def make_world(
         Image.fromarray(pixels).save(path)
         rows.append({"image_id": name, "path": f"images/{number}.png", "label": classes[label]})
         rows[-1]["patient_id"] = f"{prefix}-patient-{number // 2}"
+        rows[-1] |= targets_of(told, label, skill)
         sources.append(stat(str(path)))
         vectors = rng.normal(0, 0.2, (COLUMNS * ROWS, 4))
         vectors[place, label] += skill

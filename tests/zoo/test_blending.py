@@ -7,43 +7,37 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.zoo.blends import cohort, log_loss, right
-from zoo.blending import LEARNED, RULES, Members, blend
+from tests.zoo.blends import CHANCE, TASKS, cohort, log_loss, right, score
+from zoo.blending import LEARNED, RULES, Members, Pool, blend
+from zoo.blending.mixing import learn
 from zoo.blending.nested import learning_rows
-from zoo.blending.pools import (
-    FLOOR,
-    bagged_greedy_weights,
-    greedy_weights,
-    linear_pool,
-    log_pool,
-    simplex_weights,
-    stack_weights,
-)
+from zoo.blending.pools import FLOOR, log_pool, stack_weights
 from zoo.blending.temperature import find_temperature
 from zoo.errors import NotSupported
 
-LEARN = {
-    "weighted": simplex_weights,
-    "greedy": greedy_weights,
-    "bagged": lambda p, y: bagged_greedy_weights(p, y, np.array([f"p{i}" for i in range(len(y))])),
-    "stack": stack_weights,
-}
+WAYS = [(kind, rule) for kind in TASKS for rule in RULES if (kind, rule) != ("survival", "stack")]
+LEARNING = [(kind, rule) for kind, rule in WAYS if rule in LEARNED]
+CALIBRATED = [
+    (kind, rule, calibrate)
+    for kind, rule in WAYS
+    for calibrate in ("none", "temperature")[: 1 + TASKS[kind].has_classes]
+]
 
 
 # Nothing is given away -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("calibrate", ["none", "temperature"])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("kind", "rule", "calibrate"), CALIBRATED)
 @pytest.mark.parametrize("role", ["test", "validation"])
-def test_the_labels_of_a_part_have_no_say_in_its_own_predictions(rule, calibrate, role):
-    members = cohort(np.random.default_rng(0), 40, [2, 1, 0.5], repeats=2)
+def test_the_labels_of_a_part_have_no_say_in_its_own_predictions(kind, rule, calibrate, role):
+    members = cohort(np.random.default_rng(0), 40, [2, 1, 0.5], repeats=2, kind=kind)
     part = (members.fold == 5) & (members.role == role)
     patients = set(members.patient_ids[part])
     if role == "validation":
         patients |= set(members.patient_ids[(members.fold == 5) & (members.role == "test")])
     touched = np.array([patient in patients for patient in members.patient_ids])
-    turned = np.where(touched, 1 - members.y_true, members.y_true)
+    turned = members.y_true.copy()
+    turned[touched] = {"regression": 9.0, "survival": [0.001, 1.0]}.get(kind, 1 - turned[touched])
     other = dataclasses.replace(members, y_true=turned)
     before, after = (blend(given, rule, calibrate).prob for given in (members, other))
     assert np.array_equal(before[part], after[part])
@@ -67,22 +61,34 @@ def test_no_patient_stands_on_two_sides_of_a_nested_split(role):
         assert not set(members.patient_ids[rows]) & set(members.patient_ids[judged])
 
 
-@pytest.mark.parametrize("rule", LEARNED)
-def test_noise_gives_no_gain_but_would_without_nested_folds(rule):
-    """Members that know nothing: accuracy stays that of a coin, and below the luckiest member's."""
+def learned_from_all(members, rule):
+    """Combine rows by what they themselves taught."""
+    rows = members.cells()
+    mix = learn(
+        rule, rows.prob, rows.y_true, rows.patient_ids, kind=rows.kind, n_cells=rows.n_cells
+    )
+    return Pool(kind=members.kind, rule=rule, mix=mix)(members.prob)
+
+
+@pytest.mark.parametrize(("kind", "rule"), LEARNING)
+def test_noise_gives_no_gain_but_would_without_nested_folds(kind, rule):
+    """Members that know nothing are worth chance, and less than the luckiest of them."""
     rng = np.random.default_rng(2)
-    pool = log_pool if rule == "stack" else linear_pool
     nested, naive, best = [], [], []
-    for _ in range(60):
-        members = cohort(rng, 40, [0] * 10, validation=False, shared=0.0, scale=2.0)
+    for _ in range(60 if kind == "classification" else 25):
+        options = {"shared": 0.0, "scale": 2.0} if TASKS[kind].has_classes else {}
+        members = cohort(rng, 40, [0] * 10, validation=False, kind=kind, **options)
         y = members.y_true
-        nested.append(right(blend(members, rule).prob, y))
-        naive.append(right(pool(LEARN[rule](members.prob, y), members.prob), y))
-        best.append(max(right(prob, y) for prob in members.prob))
+        nested.append(score(kind, blend(members, rule).prob, y))
+        naive.append(score(kind, learned_from_all(members, rule), y))
+        best.append(max(score(kind, prob, y) for prob in members.prob))
     error = np.std(nested) / np.sqrt(len(nested))
-    assert np.mean(nested) <= 0.5 + 3 * error
+    assert np.mean(nested) <= CHANCE[kind] + 3 * error
     assert np.mean(nested) - np.mean(best) <= 0
-    assert np.mean(naive) >= 0.5 + 8 * error
+    gained = np.subtract(naive, nested)
+    assert np.mean(gained) >= 5 * np.std(gained) / np.sqrt(len(gained))
+    if kind == "classification":
+        assert np.mean(naive) >= 0.5 + 8 * error
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -113,6 +119,20 @@ def test_what_is_not_known_is_refused(options):
         blend(members, *options)
 
 
+@pytest.mark.parametrize(
+    ("kind", "rule", "calibrate", "told"),
+    [
+        ("survival", "stack", "none", "just as rule weighted does"),
+        ("survival", "mean", "temperature", "task survival has none: leave it out"),
+        ("regression", "stack", "temperature", "task regression has none: leave it out"),
+    ],
+)
+def test_what_has_no_meaning_for_a_task_is_refused(kind, rule, calibrate, told):
+    members = cohort(np.random.default_rng(3), 20, [1, 2], kind=kind)
+    with pytest.raises(NotSupported, match=told):
+        blend(members, rule, calibrate)
+
+
 # What every rule has to be ---------------------------------------------------------------
 
 
@@ -137,6 +157,45 @@ def test_distributions_come_out_whatever_the_order_of_the_members(rule, calibrat
             assert found.weights.sum(axis=1) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("kind", ["multi-label", "regression", "survival"])
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_predicted_does_not_depend_on_the_order_of_members(kind, rule):
+    if (kind, rule) not in WAYS:
+        return
+    members = cohort(np.random.default_rng(4), 48, [2, 1, 0.5, 1.5], kind=kind)
+    found = blend(members, rule)
+    assert found.prob.shape == members.prob.shape[1:]
+    assert np.isfinite(found.prob).all()
+    order = [2, 0, 3, 1]
+    again = blend(dataclasses.replace(members, prob=members.prob[order]), rule)
+    assert again.prob == pytest.approx(found.prob, abs=1e-3)
+    if found.weights is not None and rule != "stack":
+        assert found.weights.sum(axis=1) == pytest.approx(1.0)
+    if kind == "multi-label":
+        assert found.prob.min() >= 0
+        assert found.prob.max() <= 1
+
+
+@pytest.mark.parametrize("rule", ["mean", "rank", "weighted", "greedy"])
+def test_the_scale_of_a_members_risks_does_not_count_but_for_the_mean(rule):
+    members = cohort(np.random.default_rng(5), 60, [2, 1, 0.5], kind="survival")
+    units = np.array([1000.0, 1.0, 0.001])[:, None, None]
+    other = dataclasses.replace(members, prob=units * members.prob - 7)
+    one, two = (blend(given, rule).prob[:, 0] for given in (members, other))
+    test = members.role == "test"
+    for fold in np.unique(members.fold):
+        rows = test & (members.fold == fold)
+        same = np.array_equal(one[rows].argsort(), two[rows].argsort())
+        assert same == (rule != "mean")
+
+
+@pytest.mark.parametrize("kind", ["multi-label", "regression"])
+@pytest.mark.parametrize("rule", ["mean", "rank", "weighted", "greedy"])
+def test_one_member_of_any_task_keeps_its_predictions(kind, rule):
+    members = cohort(np.random.default_rng(5), 40, [1.5], kind=kind)
+    assert blend(members, rule).prob == pytest.approx(members.prob[0], abs=1e-9)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_one_member_keeps_its_predictions(rule):
     members = cohort(np.random.default_rng(5), 40, [1.5], k=3)
@@ -153,23 +212,26 @@ def test_one_member_keeps_its_predictions(rule):
         assert found == pytest.approx(members.prob[0], abs=1e-12)
 
 
-@pytest.mark.parametrize("rule", LEARNED)
-def test_equal_members_get_equal_weights(rule):
-    members = cohort(np.random.default_rng(6), 40, [1.5])
+@pytest.mark.parametrize(("kind", "rule"), LEARNING)
+def test_equal_members_get_equal_weights(kind, rule):
+    members = cohort(np.random.default_rng(6), 40, [1.5], kind=kind)
     same = dataclasses.replace(members, prob=np.repeat(members.prob, 3, axis=0))
     weights = blend(same, rule).weights
     assert weights == pytest.approx(np.repeat(weights[:, :1], 3, axis=1), abs=1e-6)
 
 
-@pytest.mark.parametrize("rule", LEARNED)
-def test_the_strong_member_is_not_dragged_down(rule):
+@pytest.mark.parametrize(("kind", "rule"), LEARNING)
+def test_the_strong_member_is_not_dragged_down(kind, rule):
     rng = np.random.default_rng(7)
+    options = {"shared": 0.0, "scale": 2.0} if TASKS[kind].has_classes else {}
     told = []
-    for _ in range(10):
-        members = cohort(rng, 80, [3] + [0.2] * 9, validation=False, shared=0.0, scale=2.0)
+    # A censored image tells less of a risk than a labelled one of a class.
+    n, times = (160, 5) if kind == "survival" else (80, 10)
+    for _ in range(times):
+        members = cohort(rng, n, [3] + [0.2] * 9, validation=False, kind=kind, **options)
         y = members.y_true
         ways = (members.prob[0], blend(members, rule).prob, blend(members).prob)
-        told.append([right(prob, y) for prob in ways])
+        told.append([score(kind, prob, y) for prob in ways])
     strong, learned, mean = np.mean(told, axis=0)
     assert learned >= strong - 0.015
     assert mean < strong - 0.1

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from zoo.ensembles import ensemble, learned_text
 from zoo.errors import NotSupported, RunError
 from zoo.fit import fit_run, make_split
 from zoo.heads import spec
+from zoo.membership import runs_of
 from zoo.recipes import recipe
 from zoo.report import reproduce
 from zoo.run import Run
@@ -60,7 +64,9 @@ def test_an_ensemble_is_a_run_directory_without_heads(members, combined):
     assert again.document["split"] == members[0].document["split"]
     for told, member in zip(again.document["members"], members, strict=True):
         written = hashlib.sha256((member.path / "run.json").read_bytes()).hexdigest()
-        assert told == {"run": member.name, "path": str(member.path), "digest": written}
+        path = os.path.relpath(member.path, combined.path)
+        assert told == {"run": member.name, "path": path, "digest": written}
+    assert combined.member_paths() == tuple(member.path for member in members)
     with pytest.raises(RunError, match="use its members"):
         again.load_heads()
 
@@ -170,23 +176,35 @@ def test_weights_are_learned_within_a_repeat_and_many_folds_are_summed_up(tmp_pa
 def fitted(tmp_path_factory):
     """Give a function that fits two heads to bags of a kind of task."""
 
-    def fit(kind):
+    def fit(kind, loss=None):
         folder = tmp_path_factory.mktemp(kind)
-        bags = drawn(kind, 48, 0)
-        heads = [spec("logistic", inverse_penalty=value) for value in (0.01, 1.0)]
+        bags = drawn(kind, 48, 0, loss=loss)
+        quick = {"recipe": recipe(epochs=2)}
+        heads = [
+            (spec("logistic", inverse_penalty=value), {})
+            if kind in ("ordinal", "multi-label")
+            else (spec("mlp-simple", hidden=int(100 * value)), quick)
+            for value in (0.1, 1.0)
+        ]
         split = make_split(bags, folds=3)
         return [
-            fit_run(bags, head, out=folder / str(number), split=split).path
-            for number, head in enumerate(heads)
+            fit_run(bags, head, out=folder / str(number), split=split, **options).path
+            for number, (head, options) in enumerate(heads)
         ]
 
     return fit
 
 
-@pytest.mark.parametrize("options", [{"rule": "rank"}, {"calibrate": "temperature"}])
-def test_what_needs_classes_is_refused_where_there_are_none(fitted, tmp_path, options):
-    with pytest.raises(NotSupported, match="class probabilities, not multi-label: use rule mean"):
-        ensemble(fitted("multi-label"), out=tmp_path / "out", **options)
+@pytest.mark.parametrize(
+    ("kind", "options", "told"),
+    [
+        ("regression", {"calibrate": "temperature"}, "task regression has none: leave it out"),
+        ("survival", {"rule": "stack"}, "just as rule weighted does, .*: use rule weighted"),
+    ],
+)
+def test_what_has_no_meaning_for_the_task_is_refused(fitted, tmp_path, kind, options, told):
+    with pytest.raises(NotSupported, match=told):
+        ensemble(fitted(kind), out=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
@@ -199,6 +217,90 @@ def test_levels_are_combined_by_every_rule_as_classes_are(fitted, tmp_path):
         np.testing.assert_allclose(sums, 1, atol=1e-9)
         assert "level_mae" in made.document["metrics"]["test"]
         assert made.document["learned"]["temperature"]["folds"].keys() == {"0", "1", "2"}
+
+
+@pytest.mark.parametrize("kind", ["multi-label", "regression", "survival"])
+def test_every_task_learns_in_nested_folds_and_says_what(fitted, tmp_path, kind):
+    paths = fitted(kind)
+    plain = Run.load(paths[0]).predictions
+    for rule in ("rank", *LEARNED[: 2 + (kind != "survival")]):
+        calibrate = "temperature" if kind == "multi-label" else "none"
+        made = Run.load(ensemble(paths, rule, out=tmp_path / rule, calibrate=calibrate).path)
+        assert list(made.predictions) == list(plain)
+        learned = made.document.get("learned", {})
+        wanted = {"weights"} if rule in LEARNED else set()
+        wanted |= {"shift", "scale"} if wanted and kind == "survival" else set()
+        wanted |= {"shift", "intercept"} if (kind, rule) == ("regression", "stack") else set()
+        wanted |= {"temperature"} if kind == "multi-label" else set()
+        assert set(learned) == wanted
+        for told in learned.values():
+            assert list(told["folds"]) == ["0", "1", "2"]
+            assert np.shape(told["all"]) == np.shape(told["mean"])
+        if (kind, rule) == ("regression", "weighted"):
+            for fold, weights in learned["weights"]["folds"].items():
+                rows = f"fold == {fold} and role == 'test'"
+                each = [
+                    Run.load(path).predictions.query(rows).sort_values("image_id")["pred_age"]
+                    for path in paths
+                ]
+                told = made.predictions.query(rows).sort_values("image_id")["pred_age"]
+                assert told.to_numpy() == pytest.approx(np.average(each, axis=0, weights=weights))
+
+
+def test_numbers_learned_by_two_losses_are_combined(fitted, tmp_path):
+    paths = [fitted("regression")[0], fitted("regression", "squared")[1]]
+    assert ensemble(paths, out=tmp_path / "both").task.kind == "regression"
+
+
+def test_an_ensemble_and_its_members_may_move_together(members, tmp_path, monkeypatch):
+    there = tmp_path / "there"
+    for member in members:
+        shutil.copytree(member.path, there / "runs" / member.name)
+    monkeypatch.chdir(there)
+    made = ensemble(["runs/logistic", "runs/mlp"], "weighted", out="ensembles/both")
+    told = [member["path"] for member in made.document["members"]]
+    assert told == ["../../runs/logistic", "../../runs/mlp"]
+    outer = ensemble(["ensembles/both", "runs/mlp"], out="outer")
+    wanted = [path.resolve() for path in made.member_paths()]
+    monkeypatch.chdir(tmp_path)
+    there.rename(tmp_path / "elsewhere")
+    moved = Run.load(tmp_path / "elsewhere" / "ensembles" / "both")
+    found = moved.member_paths()
+    assert [path.name for path in found] == [path.name for path in wanted]
+    heads = [run.name for run, _ in runs_of(moved)]
+    assert heads == ["logistic", "mlp"]
+    again = Run.load(tmp_path / "elsewhere" / outer.path)
+    assert [run.name for run, _ in runs_of(again)] == ["logistic", "mlp", "mlp"]
+    assert reproduce._ensemble(moved).split()[2] == str(
+        tmp_path / "elsewhere" / "runs" / "logistic"
+    )
+    changed = (found[0] / "run.json").read_text() + "\n"
+    (found[0] / "run.json").write_text(changed)
+    with pytest.raises(RunError, match="logistic was changed since"):
+        list(runs_of(moved))
+    shutil.rmtree(found[0])
+    with pytest.raises(RunError, match="which is not there: move it and its members together"):
+        list(runs_of(moved))
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_ensembles_that_named_members_from_where_they_were_made_still_open(
+    members, combined, tmp_path, monkeypatch, absolute
+):
+    for member in members:
+        shutil.copytree(member.path, tmp_path / "runs" / member.name)
+    old = tmp_path / "ensembles" / "old"
+    shutil.copytree(combined.path, old)
+    document = json.loads((old / "run.json").read_text())
+    for told in document["members"]:
+        place = tmp_path / "runs" / told["run"] if absolute else f"runs/{told['run']}"
+        told["path"] = str(place)
+    (old / "run.json").write_text(json.dumps(document))
+    monkeypatch.chdir(tmp_path)
+    assert [run.name for run, _ in runs_of(Run.load(old))] == ["logistic", "mlp"]
+    if not absolute:  # another run of that name, nearer, is not taken for the member
+        shutil.copytree(members[1].path, old / "runs" / "logistic")
+        assert [run.name for run, _ in runs_of(Run.load(old))] == ["logistic", "mlp"]
 
 
 def test_an_ensemble_is_never_written_over_a_run(members):

@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 from tests.zoo.blends import draw, log_loss, softmax
 from zoo.blending.pools import (
     FLOOR,
-    bagged_greedy_weights,
-    greedy_weights,
     linear_pool,
     log_pool,
     simplex_weights,
     stack_weights,
 )
 from zoo.blending.ranks import rank_pool
+from zoo.blending.selection import bagged_greedy_weights, greedy_weights
 from zoo.blending.temperature import cooled, find_temperature
 
 # Against others --------------------------------------------------------------------------

@@ -231,7 +231,7 @@ def test_runs_that_cannot_predict_a_store_are_refused(home, run, tmp_path):
     task = Task.of("regression", "age").to_json()
     numbers = dataclasses.replace(run, document={**run.document, "task": task})
     with pytest.raises(NotSupported, match="learned task regression"):
-        predict(numbers, home.store)
+        open_panel(numbers, open_store(home.store))
 
 
 @pytest.mark.parametrize("n", [2, 5])

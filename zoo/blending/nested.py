@@ -15,48 +15,24 @@ weights learned here did not.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.blending.pools import (
-    bagged_greedy_weights,
-    linear_pool,
-    log_pool,
-    simplex_weights,
-    stack_weights,
-)
+from zoo.blending.mixing import LEARNED, Mix, Pool, as_cells, check_rule, learn
 from zoo.blending.ranks import rank_pool
-from zoo.blending.temperature import cooled, find_temperature
+from zoo.blending.temperature import find_temperature
 from zoo.errors import NotSupported
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = [
-    "CALIBRATIONS",
-    "LEARNED",
-    "RULES",
-    "Blend",
-    "Members",
-    "blend",
-    "check_rule",
-    "learning_rows",
-]
-
-RULES = ("mean", "rank", "weighted", "greedy", "stack")
-"""How members are combined; the first is the default."""
-
-LEARNED = ("weighted", "greedy", "stack")
-"""Rules that learn weights."""
+__all__ = ["Blend", "Members", "blend", "learning_rows"]
 
 INNER_FOLDS = 5
 """Parts that patients are dealt into to learn the temperature of learned weights."""
-
-CALIBRATIONS = ("none", "temperature")
-"""What may follow a rule; the first is the default."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -64,9 +40,9 @@ class Members:
     """Predictions of several members for the same rows."""
 
     prob: NDArray[np.float64]
-    """``(member, row, class)``, rows sum to 1."""
-    y_true: NDArray[np.int64]
-    """True class, ``(row,)``."""
+    """``(member, row, class)``, rows sum to 1; of other tasks what is predicted."""
+    y_true: NDArray[Any]
+    """True class, ``(row,)``; of other tasks ``(row, column)`` as of :attr:`zoo.bags.Bags.truth`."""
     patient_ids: NDArray[np.object_]
     """``(row,)``."""
     fold: NDArray[np.int64]
@@ -75,6 +51,26 @@ class Members:
     """``validation`` or ``test``, ``(row,)``."""
     n_folds: int
     """Folds of one repeat."""
+    kind: str = "classification"
+    """Of task."""
+    n_cells: int = 1
+    """Rows that count as one image: its labels, where each is a row of its own."""
+
+    def cells(self) -> Members:
+        """Give each label of an image a row of its own, of two classes; others stay as they are."""
+        if self.kind != "multi-label":
+            return self
+        n = self.prob.shape[2]
+        spread = {key: getattr(self, key).repeat(n) for key in ("patient_ids", "fold", "role")}
+        truth = self.y_true.astype(np.int64).ravel()
+        return dataclasses.replace(
+            self,
+            prob=as_cells(self.prob),
+            y_true=truth,
+            kind="classification",
+            n_cells=n,
+            **spread,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -82,17 +78,22 @@ class Blend:
     """Combined predictions, and what was learned for them."""
 
     prob: NDArray[np.float64]
-    """``(row, class)``."""
+    """``(row, class)``, or what else the task predicts."""
     folds: tuple[int, ...]
     """Folds, ascending."""
-    weights: NDArray[np.float64] | None
-    """``(fold, member)``, of the test rows; None where the rule learns none."""
-    temperature: NDArray[np.float64] | None
+    mixes: tuple[Mix, ...] | None = None
+    """Of the test rows of each fold; None where the rule learns none."""
+    temperature: NDArray[np.float64] | None = None
     """``(fold,)``, of the test rows; None where nothing is calibrated."""
-    final_weights: NDArray[np.float64] | None = None
-    """``(member,)``, learned once more from all out-of-fold rows: for images beyond the folds."""
+    final: Mix | None = None
+    """Learned once more from all out-of-fold rows: for images beyond the folds."""
     final_temperature: float | None = None
     """The same."""
+
+    @property
+    def weights(self) -> NDArray[np.float64] | None:
+        """``(fold, member)``, of the test rows."""
+        return None if self.mixes is None else np.array([mix.weights for mix in self.mixes])
 
 
 def blend(members: Members, rule: str = "mean", calibrate: str = "none") -> Blend:
@@ -103,73 +104,77 @@ def blend(members: Members, rule: str = "mean", calibrate: str = "none") -> Blen
     members
         One or more.
     rule
-        One of :data:`RULES`.
+        One of :data:`~zoo.blending.mixing.RULES`.
     calibrate
-        One of :data:`CALIBRATIONS`.
+        One of :data:`~zoo.blending.mixing.CALIBRATIONS`.
 
     Raises
     ------
     NotSupported
-        If rule or calibration is unknown, or a fold has no others to learn from.
+        If rule or calibration is unknown or has no meaning for the task, or a fold has no others
+        to learn from.
     """
-    check_rule(rule, calibrate)
-    learns = rule in LEARNED
-    # A rule that learns nothing is one member that stands for all.
-    source = members.prob if learns else _pooled(members, rule)[None]
-    folds = tuple(int(fold) for fold in np.unique(members.fold))
-    if not learns and calibrate == "none":
-        return Blend(prob=source[0], folds=folds, weights=None, temperature=None)
-    pool = _pool_of(rule)
+    check_rule(rule, calibrate, members.kind)
+    if rule not in LEARNED:
+        # A rule that learns nothing is one member that stands for all.
+        alone = dataclasses.replace(members, prob=_pooled(members, rule)[None])
+        if calibrate == "none":
+            folds = tuple(int(fold) for fold in np.unique(members.fold))
+            return Blend(prob=alone.prob[0], folds=folds)
+        members = alone
+    found = _nested(members.cells(), rule, calibrate)
+    if members.kind == "multi-label":
+        labels = found.prob[:, 1].reshape(members.prob.shape[1:])
+        return dataclasses.replace(found, prob=labels)
+    return found
+
+
+def _nested(members: Members, rule: str, calibrate: str) -> Blend:
+    """Learn for each part of each fold, and from all out-of-fold rows."""
     prob = np.empty(members.prob.shape[1:])
-    kept: dict[int, tuple[NDArray[np.float64], float]] = {}
+    kept: dict[int, Pool] = {}
     for fold, role, rows in _parts(members):
-        learn = learning_rows(members, fold, role)
-        weights = _weights(members, rule, learn) if learns else np.ones(1)
-        temperature = 1.0
-        if calibrate == "temperature":
-            told = _unseen(members, rule, learn) if learns else source[0, learn]
-            temperature = find_temperature(told, members.y_true[learn])
-        prob[rows] = cooled(pool(weights, source[:, rows]), temperature)
-        kept[fold] = weights, temperature  # the test part comes last
-    final_weights, final_temperature = _final(members, rule, calibrate, source)
+        pool = _learned(members, rule, calibrate, learning_rows(members, fold, role))
+        prob[rows] = pool(members.prob[:, rows])
+        kept[fold] = pool  # the test part comes last
+    repeat_of = members.fold // members.n_folds
+    finals = [
+        _learned(members, rule, calibrate, rows)
+        for repeat in np.unique(repeat_of)
+        if len(rows := np.flatnonzero((members.role == "test") & (repeat_of == repeat)))
+    ]
+    mixes = tuple(pool.mix for pool in kept.values() if pool.mix is not None)
+    final_mixes = [pool.mix for pool in finals if pool.mix is not None]
+    is_cooled = calibrate == "temperature"
+    final_logs = np.log([pool.temperature for pool in finals])
     return Blend(
         prob=prob,
-        folds=folds,
-        final_weights=final_weights,
-        final_temperature=final_temperature,
-        weights=np.array([kept[fold][0] for fold in folds]) if learns else None,
-        temperature=np.array([kept[fold][1] for fold in folds])
-        if calibrate == "temperature"
-        else None,
+        folds=tuple(kept),
+        mixes=mixes or None,
+        temperature=np.array([p.temperature for p in kept.values()]) if is_cooled else None,
+        final=_mean(final_mixes) if final_mixes else None,
+        final_temperature=float(np.exp(final_logs.mean())) if is_cooled else None,
     )
 
 
-def _final(
-    members: Members, rule: str, calibrate: str, source: NDArray[np.float64]
-) -> tuple[NDArray[np.float64] | None, float | None]:
-    """Learn from all out-of-fold rows, repeat by repeat, and average over repeats."""
-    weights, temperatures = [], []
-    repeat_of = members.fold // members.n_folds
-    for repeat in np.unique(repeat_of):
-        rows = np.flatnonzero((members.role == "test") & (repeat_of == repeat))
-        if not len(rows):
-            continue
-        if rule in LEARNED:
-            weights.append(_weights(members, rule, rows))
-        if calibrate == "temperature":
-            told = _unseen(members, rule, rows) if rule in LEARNED else source[0, rows]
-            temperatures.append(find_temperature(told, members.y_true[rows]))
-    return (
-        np.mean(weights, axis=0) if weights else None,
-        float(np.exp(np.mean(np.log(temperatures)))) if temperatures else None,
+def _learned(members: Members, rule: str, calibrate: str, rows: NDArray[np.int64]) -> Pool:
+    """Learn from some rows all that is applied to others."""
+    learns = rule in LEARNED
+    mix = _mix(members, rule, rows) if learns else None
+    temperature = 1.0
+    if calibrate == "temperature":
+        told = _unseen(members, rule, rows) if learns else members.prob[0, rows]
+        temperature = find_temperature(told, members.y_true[rows], n_cells=members.n_cells)
+    # What learned nothing is one member by now, whatever its rule was.
+    return Pool(
+        kind=members.kind, rule=rule if learns else "mean", mix=mix, temperature=temperature
     )
 
 
-def check_rule(rule: str, calibrate: str) -> None:
-    """Refuse what is not known."""
-    for what, given, known in (("rule", rule, RULES), ("calibration", calibrate, CALIBRATIONS)):
-        if given not in known:
-            raise NotSupported(f"{what} {given!r} is not known: use one of {', '.join(known)}")
+def _mean(mixes: Sequence[Mix]) -> Mix:
+    """Average over repeats."""
+    told = [mix.to_json() for mix in mixes]
+    return Mix(**{name: np.mean([one[name] for one in told], axis=0) for name in told[0]})
 
 
 def learning_rows(members: Members, fold: int, role: str) -> NDArray[np.int64]:
@@ -229,14 +234,8 @@ def _pooled(members: Members, rule: str) -> NDArray[np.float64]:
         return np.asarray(members.prob.mean(axis=0))
     prob = np.empty(members.prob.shape[1:])
     for _, _, rows in _parts(members):
-        prob[rows] = rank_pool(members.prob[:, rows])
+        prob[rows] = rank_pool(members.prob[:, rows], members.kind)
     return prob
-
-
-def _pool_of(
-    rule: str,
-) -> Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]:
-    return log_pool if rule == "stack" else linear_pool
 
 
 def _unseen(members: Members, rule: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -246,22 +245,22 @@ def _unseen(members: Members, rule: str, rows: NDArray[np.int64]) -> NDArray[np.
     temperature learned from that would be too low.
     """
     names, place = np.unique(members.patient_ids[rows].astype(str), return_inverse=True)
-    if len(names) == 1:
-        return _pool_of(rule)(_weights(members, rule, rows), members.prob[:, rows])
     dealt = np.random.default_rng(0).permutation(len(names)) % INNER_FOLDS
     prob = np.empty((len(rows), members.prob.shape[2]))
     for part in np.unique(dealt):
         own = dealt[place] == part
-        weights = _weights(members, rule, rows[~own])
-        prob[own] = _pool_of(rule)(weights, members.prob[:, rows[own]])
+        others = rows if len(names) == 1 else rows[~own]
+        pool = Pool(kind=members.kind, rule=rule, mix=_mix(members, rule, others))
+        prob[own] = pool(members.prob[:, rows[own]])
     return prob
 
 
-def _weights(members: Members, rule: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Learn weights from some rows."""
-    prob, y_true = members.prob[:, rows], members.y_true[rows]
-    if rule == "weighted":
-        return simplex_weights(prob, y_true)
-    if rule == "stack":
-        return stack_weights(prob, y_true)
-    return bagged_greedy_weights(prob, y_true, members.patient_ids[rows])
+def _mix(members: Members, rule: str, rows: NDArray[np.int64]) -> Mix:
+    return learn(
+        rule,
+        members.prob[:, rows],
+        members.y_true[rows],
+        members.patient_ids[rows],
+        kind=members.kind,
+        n_cells=members.n_cells,
+    )

@@ -2,9 +2,9 @@
 
 A linear pool is an average of probabilities, p_k = Σ_m w_m p_mk; a logarithmic pool one of
 their logarithms, p_k ∝ Π_m p_mk^{w_m} (Genest & Zidek 1986, *Statistical Science* 1:114).
-:func:`simplex_weights` and :func:`greedy_weights` learn for the first, :func:`stack_weights`
-for the second; all three minimise the log loss, which no prediction but the truth's own
-probabilities can lower in expectation (Gneiting & Raftery 2007).
+:func:`simplex_weights` learns for the first, :func:`stack_weights` for the second; both minimise
+the log loss, which no prediction but the truth's own probabilities can lower in expectation
+(Gneiting & Raftery 2007).
 
 Members differ little and images are few, so what is learned leans on the plain average, which
 is hard to beat then (Clemen 1989, *Int. J. Forecasting* 5:559): weights start there, and are
@@ -13,21 +13,16 @@ drawn there by as much as some images would say.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
-__all__ = [
-    "bagged_greedy_weights",
-    "greedy_weights",
-    "linear_pool",
-    "log_pool",
-    "simplex_weights",
-    "stack_weights",
-]
+__all__ = ["linear_pool", "log_pool", "on_simplex", "simplex_weights", "stack_weights"]
 
 PRIOR_IMAGES = 3.0
 """Images that the plain average counts as, in :func:`simplex_weights`."""
@@ -35,18 +30,13 @@ PRIOR_IMAGES = 3.0
 RIDGE = 10.0
 """Strength of the pull to the plain average, in :func:`stack_weights`."""
 
-ROUNDS = 25
-"""Members that are picked one by one, in :func:`greedy_weights`."""
-
-BAGS = 20
-"""Resamples of patients, in :func:`bagged_greedy_weights`."""
-
 FLOOR = 1e-3
 """Least probability in a logarithmic pool. A member that says 0 would have a veto, and no cohort
 of hundreds can tell odds beyond a thousand to one apart."""
 
 _EPS = float(np.finfo(np.float64).eps)
-_TIED = 1e-12
+_SCALES = (-7.0, 3.0)
+"""Bounds of the logarithm of a learned scale."""
 _PRECISE = {"ftol": 1e-14, "gtol": 1e-8, "maxiter": 500}
 
 
@@ -119,22 +109,62 @@ def simplex_weights(
     >>> simplex_weights(prob, np.zeros(20, np.int64)).round(2).tolist()
     [0.87, 0.13]
     """
+    likelihood = np.maximum(_likelihood(prob, y_true), _EPS)
+
+    def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        pooled = likelihood @ weights
+        return -float(np.log(pooled).sum()), -(likelihood / pooled[:, None]).sum(axis=0)
+
+    return on_simplex(loss, len(prob), prior)
+
+
+def on_simplex(
+    loss: Callable[[NDArray[np.float64]], tuple[float, NDArray[np.float64]]],
+    n_members: int,
+    prior: float = PRIOR_IMAGES,
+    *,
+    is_scaled: bool = False,
+) -> NDArray[np.float64]:
+    """Minimise loss(w) − (prior / M) Σ_m log w_m over weights of at least 0 that sum to 1.
+
+    Parameters
+    ----------
+    loss
+        Gives its value and its slope ``(member,)`` where it is asked.
+    n_members
+        M.
+    prior
+        Above 0.
+    is_scaled
+        Ask for the loss of b·w instead, where the scale b above 0 is learned as well, with ½ b²
+        added: for a loss that knows a scale of its own.
+
+    Returns
+    -------
+    weights
+        ``(member,)``.
+    """
     from scipy.optimize import minimize
 
-    logs = np.log(np.maximum(_likelihood(prob, y_true), _EPS))
-    share = prior / len(prob)
+    share = prior / n_members
 
-    def loss(free: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    def total(free: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         # With w = softmax(free) there is nothing left to constrain.
-        log_w = free - np.logaddexp.reduce(free)
-        joint = logs + log_w
-        total = np.logaddexp.reduce(joint, axis=1, keepdims=True)
-        slope = np.exp(joint - total).sum(axis=0) + share
-        value = -float(total.sum()) - share * float(log_w.sum())
-        return value, (len(logs) + prior) * np.exp(log_w) - slope
+        log_w = free[:n_members] - np.logaddexp.reduce(free[:n_members])
+        weights, scale = np.exp(log_w), float(np.exp(free[n_members:].sum()))
+        value, slope = loss(scale * weights)
+        along = float(weights @ slope)
+        down = scale * weights * (slope - along) - share * (1 - n_members * weights)
+        value -= share * float(log_w.sum())
+        if not is_scaled:
+            return value, down
+        return value + 0.5 * scale**2, np.append(down, scale * along + scale**2)
 
-    found = minimize(loss, np.zeros(len(prob)), jac=True, method="L-BFGS-B", options=_PRECISE)
-    return np.asarray(np.exp(found.x - np.logaddexp.reduce(found.x)))
+    start = np.zeros(n_members + is_scaled)
+    bounds = [(None, None)] * n_members + [_SCALES] * is_scaled
+    found = minimize(total, start, jac=True, method="L-BFGS-B", bounds=bounds, options=_PRECISE)
+    free = found.x[:n_members]
+    return np.asarray(np.exp(free - np.logaddexp.reduce(free)))
 
 
 def stack_weights(
@@ -192,120 +222,6 @@ def stack_weights(
     found = minimize(loss, aim, jac=True, method="L-BFGS-B", bounds=bounds, options=_PRECISE)
     weights: NDArray[np.float64] = found.x
     return weights
-
-
-def greedy_weights(
-    prob: NDArray[np.float64], y_true: NDArray[np.int64], *, rounds: int = ROUNDS
-) -> NDArray[np.float64]:
-    """Pick members one by one, with replacement, each time the one that lowers the log loss most.
-
-    Ensemble selection (Caruana et al. 2004, *ICML*) with sorted initialisation: it starts
-    from the best so many members, and ends where the loss was least on the way. Members that
-    are tied are picked together, in equal parts, so their order plays no part.
-
-    Parameters
-    ----------
-    prob, y_true
-        As for :func:`simplex_weights`.
-    rounds
-        Members to pick after the first ones.
-
-    Returns
-    -------
-    weights
-        ``(member,)``, shares of the picks, sum 1.
-    """
-    return np.asarray(_greedy(_likelihood(prob, y_true), np.ones((1, len(y_true))), rounds)[0])
-
-
-def bagged_greedy_weights(
-    prob: NDArray[np.float64],
-    y_true: NDArray[np.int64],
-    patient_ids: NDArray[np.object_],
-    *,
-    rounds: int = ROUNDS,
-    bags: int = BAGS,
-    seed: int = 0,
-) -> NDArray[np.float64]:
-    """Average :func:`greedy_weights` over resamples of patients.
-
-    Caruana et al. 2004 (§2.3) draw members for each bag; they had thousands. A handful leaves
-    nothing to draw from, so here patients are drawn, with replacement.
-
-    Parameters
-    ----------
-    prob, y_true, rounds
-        As for :func:`greedy_weights`.
-    patient_ids
-        ``(image,)``; drawn whole, and numbered by name, so the order of rows plays no part.
-    bags
-        Resamples; 0 for none.
-    seed
-        Decides the draws.
-    """
-    if bags == 0:
-        return greedy_weights(prob, y_true, rounds=rounds)
-    names, place = np.unique(np.asarray(patient_ids, dtype=str), return_inverse=True)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=bags)
-    counts = drawn[:, place].astype(np.float64)
-    return np.asarray(_greedy(_likelihood(prob, y_true), counts, rounds).mean(axis=0))
-
-
-def _greedy(
-    likelihood: NDArray[np.float64], counts: NDArray[np.float64], rounds: int
-) -> NDArray[np.float64]:
-    """Select members for several resamples at once.
-
-    Parameters
-    ----------
-    likelihood
-        Each member's probability of the truth, ``(image, member)``.
-    counts
-        How often each image was drawn, ``(resample, image)``.
-    rounds
-        Members to pick after the first ones.
-
-    Returns
-    -------
-    weights
-        ``(resample, member)``.
-    """
-    picks = _first_picks(likelihood, counts)
-    best, least = picks, _loss(picks @ likelihood.T / _sums(picks), counts)
-    for _ in range(rounds):
-        total = picks @ likelihood.T
-        joined = (total[:, None] + likelihood.T) / (_sums(picks)[:, None] + 1)
-        losses = _loss(joined, counts[:, None])
-        tied = losses <= losses.min(axis=1, keepdims=True) + _TIED
-        picks = picks + tied / _sums(tied)
-        now = _loss(picks @ likelihood.T / _sums(picks), counts)
-        better = now < least - _TIED
-        best, least = np.where(better[:, None], picks, best), np.where(better, now, least)
-    return best / _sums(best)
-
-
-def _first_picks(
-    likelihood: NDArray[np.float64], counts: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Take the best so many members, one pick each, ``(resample, member)``."""
-    losses = _loss(likelihood.T, counts[:, None])
-    sets = losses[:, None, :] <= losses[:, :, None] + _TIED  # as good as each, or better
-    means = _loss(sets @ likelihood.T / _sums(sets), counts[:, None])
-    tied = means <= means.min(axis=1, keepdims=True) + _TIED
-    largest = np.where(tied, sets.sum(axis=2), 0).argmax(axis=1)
-    return np.asarray(sets[np.arange(len(sets)), largest].astype(np.float64))
-
-
-def _loss(likelihood: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Average the log loss over the last axis, each image as often as it was drawn."""
-    logs = np.log(np.maximum(likelihood, _EPS))
-    loss: NDArray[np.float64] = -(logs * counts).sum(axis=-1) / counts.sum(axis=-1)
-    return loss
-
-
-def _sums(values: NDArray[Any]) -> NDArray[np.float64]:
-    return np.asarray(values.sum(axis=-1, keepdims=True), dtype=np.float64)
 
 
 def _likelihood(prob: NDArray[np.float64], y_true: NDArray[np.int64]) -> NDArray[np.float64]:

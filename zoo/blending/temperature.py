@@ -39,7 +39,9 @@ def cooled(prob: NDArray[np.float64], temperature: float) -> NDArray[np.float64]
     return shares
 
 
-def find_temperature(prob: NDArray[np.float64], y_true: NDArray[np.int64]) -> float:
+def find_temperature(
+    prob: NDArray[np.float64], y_true: NDArray[np.int64], *, n_cells: int = 1
+) -> float:
     """Find the temperature with the least log loss (Guo et al. 2017, *ICML*, §4.2).
 
     Where every image is told right, the least log loss lies at temperature 0, and the first
@@ -52,6 +54,8 @@ def find_temperature(prob: NDArray[np.float64], y_true: NDArray[np.int64]) -> fl
         ``(image, class)``.
     y_true
         ``(image,)``.
+    n_cells
+        Rows that count as one image against the prior.
 
     Examples
     --------
@@ -67,7 +71,7 @@ def find_temperature(prob: NDArray[np.float64], y_true: NDArray[np.int64]) -> fl
     def loss(log_t: float) -> float:
         scaled = logs * np.exp(-log_t)
         told = np.logaddexp.reduce(scaled, axis=1) - scaled[rows, y_true]
-        return float(told.sum() + 0.5 * log_t**2)
+        return float(told.sum() + 0.5 * n_cells * log_t**2)
 
     found = minimize_scalar(
         loss, bounds=(-_WIDEST, _WIDEST), method="bounded", options={"xatol": 1e-8}

@@ -111,10 +111,16 @@ def predict_rows(
 
 
 @torch.inference_mode()
-def attention_of(net: Network, loader: PixelLoader, row: int) -> NDArray[np.float64]:
+def attention_of(net: Network, pixels: torch.Tensor) -> NDArray[np.float64]:
     """Weigh the patches of one image as a bag network does, ``(patch,)``; they sum to 1.
 
-    Where they lie, :meth:`zoo.finetune.pixels.Pixels.boxes_of` says.
+    Parameters
+    ----------
+    net
+        Sees bags.
+    pixels
+        All patches of the image, uint8 ``(patch, 3, px, px)``. Where they lie,
+        :meth:`zoo.finetune.pixels.Pixels.boxes_of` says.
 
     Raises
     ------
@@ -125,7 +131,6 @@ def attention_of(net: Network, loader: PixelLoader, row: int) -> NDArray[np.floa
     if attention is None:
         raise NotSupported(f"{net.name} has no attention over patches: it sees whole images")
     net.module.eval()
-    (pixels,) = loader.batches([[Draw(row)]])
     weights = attention(shifted(pixels, net)).double().cpu().numpy()
     shares: NDArray[np.float64] = weights / weights.sum()
     return shares
