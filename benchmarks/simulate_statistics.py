@@ -1,11 +1,13 @@
 """How often intervals hold the truth, and how often equal classifiers are called different.
 
     python -m benchmarks.simulate_statistics                    # a few seconds, rough
-    python -m benchmarks.simulate_statistics --repeats 600 --resamples 400 --out docs/figures
+    python -m benchmarks.simulate_statistics --repeats 400 --resamples 300 --out docs/figures
+    python -m benchmarks.simulate_statistics --only coverage --out docs/figures
 
-Images are drawn of which the truth is known: scores are normal, ``d`` higher for the true class,
-``d`` chosen for an accuracy. Beside what the zoo does stand the usual ways to make an interval of
-resamples. Written are ``statistics.json`` and ``coverage.svg``.
+Images are drawn of which the truth is known: a score for each class is normal, ``d`` higher for the
+true one, ``d`` chosen for an AUROC; half of the noise is the patient's, who has one class and one
+to five images. Beside what the zoo does stand the usual ways to make an interval of resamples.
+Written are ``statistics.json`` and ``coverage.svg``; what is not simulated anew is kept.
 """
 
 from __future__ import annotations
@@ -18,15 +20,21 @@ from pathlib import Path
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from zoo.intervals import share_interval
-from zoo.metrics.classes import Ranking
+from zoo.intervals import metric_interval
+from zoo.metrics import metric_heading
+from zoo.metrics.classes import Scorer
 from zoo.significance import delong, mcnemar
 from zoo.statistics import paired_bootstrap, patient_draws
 
+COVERED = ("macro_f1", "accuracy", "balanced_accuracy", "kappa", "auroc", "auprc", "log_loss")
+PATIENTS = (50, 100, 300)
+AREAS = (0.75, 0.9, 0.98)
+COHORTS = {"three classes": (3, 3), "two classes": (2, 3), "three classes, one image each": (3, 1)}
+"""Name to number of classes and mean number of images of a patient."""
+SHARES = {2: (0.6, 0.4), 3: (0.5, 0.3, 0.2)}
+METHODS = ("zoo", "percentile", "bca")
 METRICS = ("accuracy", "macro_f1", "auroc")
 SIZES = (30, 60, 100, 374)
-ACCURACIES = (0.6, 0.8, 0.9, 0.98)
-METHODS = ("zoo", "percentile", "bca", "bayesian")
 LEVEL = 0.95
 
 
@@ -42,13 +50,34 @@ def draw(rng, n, accuracy, *, correlation=0.0, images_per_patient=1):
     return y, [np.c_[1 - ndtr(s), ndtr(s)] for s in scores], patients.astype(str)
 
 
-def truths(accuracy):
-    """Give the metrics of endlessly many images."""
-    return {
-        "accuracy": accuracy,
-        "macro_f1": accuracy,
-        "auroc": float(ndtr(2 * ndtri(accuracy) / np.sqrt(2))),
-    }
+def draw_cohort(rng, n_patients, n_classes, images, d):
+    """Draw truth, probabilities and patients, every class among them."""
+    while True:
+        label = rng.choice(n_classes, size=n_patients, p=SHARES[n_classes])
+        if len(np.unique(label)) == n_classes:
+            break
+    sizes = rng.integers(1, 2 * images, size=n_patients)
+    patients = np.repeat(np.arange(n_patients), sizes)
+    y, noise = label[patients], rng.normal(size=(sizes.sum(), n_classes))
+    if images > 1:
+        noise = np.sqrt(0.5) * (noise + rng.normal(size=(n_patients, n_classes))[patients])
+    odds = np.exp(noise + d * np.eye(n_classes)[y])
+    return y, odds / odds.sum(axis=1, keepdims=True), patients
+
+
+def truth_at(area, n_classes):
+    """Give the distance of scores that leads to an AUROC, and all metrics of very many images."""
+    low, high = 0.0, 8.0
+    for _ in range(14):
+        d = (low + high) / 2
+        seen = truths(d, n_classes, 40_000)["auroc"]
+        low, high = (d, high) if seen < area else (low, d)
+    return d, truths(d, n_classes, 600_000)
+
+
+def truths(d, n_classes, n):
+    y, prob, _ = draw_cohort(np.random.default_rng(1), n, n_classes, 1, d)
+    return {name: value[0] for name, value in Scorer(y, prob)(np.ones((1, n))).items()}
 
 
 def bca(value, draws, jackknife, share):
@@ -62,73 +91,49 @@ def bca(value, draws, jackknife, share):
     return np.quantile(draws, ndtr(z0 + (z0 + z) / (1 - a * (z0 + z))))
 
 
-def three_metrics(y, prob):
-    """Do what ``Scorer`` does, for three metrics of two classes and in a fifth of the time."""
-    told, rank = prob.argmax(axis=1), Ranking(prob[:, 1], y == 1)
-    cells = np.eye(4)[2 * y + told]
-
-    def score(weights):
-        right_0, false_1, false_0, right_1 = (weights @ cells).T
-        wrong = false_0 + false_1
-        with np.errstate(invalid="ignore"):
-            f1 = [2 * right / (2 * right + wrong) for right in (right_0, right_1)]
-        accuracy = (right_0 + right_1) / weights.sum(axis=1)
-        return {
-            "accuracy": accuracy,
-            "macro_f1": np.nanmean(f1, axis=0),
-            "auroc": rank.areas(weights)[0],
-        }
-
-    return score
-
-
 def intervals(rng, y, prob, patients, n_resamples):
     """Give every metric's interval by every method."""
-    n = len(y)
-    scorer = three_metrics(y, prob)
-    (weights,) = patient_draws(patients, n_resamples=n_resamples, seed=int(rng.integers(2**31)))
-    whole = {k: v[0] for k, v in scorer(np.ones((1, n))).items()}
-    drawn, left_out = scorer(weights), scorer(1 - np.eye(n))
-    bayes = scorer(rng.exponential(size=weights.shape))
+    n_images, n_patients, scorer = len(y), patients[-1] + 1, Scorer(y, prob)
+    seed = int(rng.integers(2**31))
+    drawn = [scorer(w) for w in patient_draws(patients.astype(str), n_resamples=n_resamples, seed=seed)]  # fmt: skip
+    left_out = scorer(1.0 - (patients == np.arange(n_patients)[:, None]))
+    whole = scorer(np.ones((1, n_images)))
     share = np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    for name in METRICS:
-        value, kept = whole[name], drawn[name][~np.isnan(drawn[name])]
-        if np.isnan(value):
-            continue
-        spared = left_out[name][~np.isnan(left_out[name])]
-        n_patients = len(np.unique(patients))
-        yield name, "zoo", share_interval(value, kept, n_images=n, n_patients=n_patients)
+    for name in COVERED:
+        value, draws = float(whole[name][0]), np.concatenate([found[name] for found in drawn])
+        kept, spared = draws[~np.isnan(draws)], left_out[name][~np.isnan(left_out[name])]
+        sizes = {"n_images": n_images, "n_patients": n_patients}
+        yield name, "zoo", metric_interval(name, value, draws, **sizes)
         yield name, "percentile", np.quantile(kept, share)
         yield name, "bca", bca(value, kept, spared, share)
-        yield name, "bayesian", np.quantile(bayes[name], share)
 
 
-def coverage(repeats, n_resamples, sizes, images_per_patient=1, methods=METHODS):
-    rng, rows = np.random.default_rng(images_per_patient), []
-    for accuracy in ACCURACIES:
-        truth = truths(accuracy)
-        for n in sizes:
-            found = {}
-            for _ in range(repeats):
-                y, (prob, _), patients = draw(
-                    rng, n, accuracy, images_per_patient=images_per_patient
-                )
-                for name, method, (low, high) in intervals(rng, y, prob, patients, n_resamples):
-                    held = low - 1e-12 <= truth[name] <= high + 1e-12
-                    found.setdefault((name, method), []).append((held, high - low))
-            rows += [
-                {
-                    "metric": name,
-                    "accuracy": accuracy,
-                    "n": n,
-                    "images_per_patient": images_per_patient,
-                    "method": method,
-                    "coverage": round(float(np.mean([held for held, _ in seen])), 3),
-                    "width": round(float(np.mean([width for _, width in seen])), 4),
-                }
-                for (name, method), seen in found.items()
-                if method in methods
-            ]
+def coverage(repeats, n_resamples):
+    rows = []
+    for cohort, (n_classes, images) in COHORTS.items():
+        for area in AREAS:
+            d, truth = truth_at(area, n_classes)
+            for n in PATIENTS:
+                rng = np.random.default_rng([n_classes, images, round(100 * area), n])
+                found = {}
+                for _ in range(repeats):
+                    y, prob, patients = draw_cohort(rng, n, n_classes, images, d)
+                    for name, method, (low, high) in intervals(rng, y, prob, patients, n_resamples):
+                        held = low - 1e-12 <= truth[name] <= high + 1e-12
+                        found.setdefault((name, method), []).append((held, high - low))
+                rows += [
+                    {
+                        "metric": name,
+                        "cohort": cohort,
+                        "auroc": area,
+                        "patients": n,
+                        "method": method,
+                        "truth": round(float(truth[name]), 4),
+                        "coverage": round(float(np.mean([held for held, _ in seen])), 3),
+                        "width": round(float(np.mean([width for _, width in seen])), 4),
+                    }
+                    for (name, method), seen in found.items()
+                ]
     return rows
 
 
@@ -163,88 +168,105 @@ def false_alarms(repeats, n_resamples, sizes, images_per_patient=1):
     return rows
 
 
-COLOURS = {"zoo": "#0b6e4f", "percentile": "#c1432e", "bca": "#d98e04", "bayesian": "#5b6abf"}
+COLOURS = {"zoo": "#0b6e4f", "percentile": "#c1432e", "bca": "#d98e04"}
+NAMES = {"zoo": "zoo", "percentile": "percentiles", "bca": "BCa"}
+LEAST = 0.8
+LEFT, TOP, PANEL, STEP, GAP, ABREAST = 196, 66, 146, 16, 26, 4
+_TEXT = '<text x="{:.0f}" y="{:.0f}" text-anchor="{}" font-weight="{}">{}</text>'.format
 
 
-def figure(rows):
-    """Draw one panel per metric, one line per accuracy and size, one dot per method."""
-    lines = [(a, n) for a in ACCURACIES for n in sorted({row["n"] for row in rows})]
-    step, top, left, panel = 17, 46, 130, 190
-    height = top + step * len(lines) + 40
-    text = '<text x="{:.0f}" y="{:.0f}" text-anchor="{}" font-weight="{}">{}</text>'.format
+def figure(rows, repeats):
+    """Draw one panel per metric, one line per cohort, AUROC and size, one dot per method."""
+    lines = [(c, a, n) for c in COHORTS for a in AREAS for n in PATIENTS]
+    place = {one: TOP + STEP * i + GAP * (i // 9) for i, one in enumerate(lines)}
+    block = place[lines[-1]] + 36
+    blocks = -(-len(COVERED) // ABREAST)
+    width, height = LEFT + ABREAST * PANEL + 16, blocks * block + 34
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + 3 * panel + 20} {height}" '
-        'font-family="sans-serif" font-size="11" role="img" '
-        'aria-label="Share of samples whose 95 % interval holds the truth, by method">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        'font-family="sans-serif" font-size="12" role="img" '
+        'aria-label="Share of samples whose 95 % interval holds the truth, by metric and method">',
         f'<rect width="100%" height="{height}" fill="#fff"/>',
     ]
-    for i, (accuracy, n) in enumerate(lines):
-        told = f"accuracy {accuracy}, n = {n}"
-        parts.append(text(left - 8, top + step * i + 4, "end", "normal", told))
-    for k, metric in enumerate(METRICS):
-        start = left + k * panel
-
-        def at(share, start=start):
-            return start + 10 + (panel - 30) * (max(share, 0.5) - 0.5) / 0.5
-
-        bottom = top + step * len(lines) - 8
-        parts.append(
-            f'<rect x="{at(0.93):.1f}" y="{top - 10}" width="{at(0.97) - at(0.93):.1f}" '
-            f'height="{bottom - top + 10}" fill="#dfeee7"/>'
-        )
-        for tick in (0.5, 0.75, 0.95):
-            x = at(tick)
-            parts.append(
-                f'<path d="M{x:.1f} {top - 10}V{bottom}" stroke="#bbb" stroke-width=".7"/>'
-            )
-            label = "≤ 0.5" if tick == 0.5 else f"{tick}"
-            parts.append(text(x, bottom + 14, "middle", "normal", label))
-        parts.append(text(at(0.75), top - 18, "middle", "bold", metric.replace("_", "-")))
-        for row in rows:
-            if row["metric"] == metric:
-                y = top + step * lines.index((row["accuracy"], row["n"]))
-                r = 4.5 if row["method"] == "zoo" else 3
-                parts.append(
-                    f'<circle cx="{at(row["coverage"]):.1f}" cy="{y}" r="{r}" '
-                    f'fill="{COLOURS[row["method"]]}" fill-opacity=".85"/>'
-                )
+    for k in range(blocks):
+        parts.append(f'<g transform="translate(0 {k * block})">')
+        for (cohort, area, n), y in place.items():
+            if (area, n) == (AREAS[0], PATIENTS[0]):
+                parts.append(_TEXT(8, y - 15, "start", "bold", cohort))
+            parts.append(_TEXT(LEFT - 10, y + 4, "end", "normal", f"AUROC {area}, {n} patients"))
+        for i, metric in enumerate(COVERED[k * ABREAST : (k + 1) * ABREAST]):
+            mine = [row for row in rows if row["metric"] == metric]
+            parts += panel(mine, place, metric, LEFT + i * PANEL)
+        parts.append("</g>")
     for i, method in enumerate(METHODS):
-        x = left + 10 + 130 * i
-        parts.append(
-            f'<circle cx="{x}" cy="{height - 12}" r="4" fill="{COLOURS[method]}"/>'
-            + text(x + 9, height - 8, "start", "normal", method)
-        )
+        x = LEFT + 10 + 100 * i
+        parts.append(f'<circle cx="{x}" cy="{height - 14}" r="4" fill="{COLOURS[method]}"/>')
+        parts.append(_TEXT(x + 9, height - 10, "start", "normal", NAMES[method]))
+    told = f"per cent of {repeats} samples; shaded: 93 to 97"
+    parts.append(_TEXT(width - 16, height - 10, "end", "normal", told))
     return "\n".join([*parts, "</svg>", ""])
+
+
+def panel(rows, place, metric, start):
+    """Draw one metric."""
+    top, bottom = TOP - 12, max(place.values()) + 12
+
+    def at(share):
+        return start + 8 + (PANEL - 26) * (max(share, LEAST) - LEAST) / (1 - LEAST)
+
+    parts = [
+        _TEXT(at(0.9), 22, "middle", "bold", metric_heading(metric).replace(" (quadratic)", "")),
+        f'<rect x="{at(0.93):.1f}" y="{top}" width="{at(0.97) - at(0.93):.1f}" '
+        f'height="{bottom - top}" fill="#dfeee7"/>',
+    ]
+    for tick, anchor in ((0.8, "start"), (0.9, "middle"), (0.95, ""), (1.0, "end")):
+        x = at(tick)
+        parts.append(f'<path d="M{x:.1f} {top}V{bottom}" stroke="#bbb" stroke-width=".7"/>')
+        if anchor:
+            parts.append(_TEXT(x, bottom + 16, anchor, "normal", f"{100 * tick:.0f}"))
+    for row in sorted(rows, key=lambda row: row["method"] == "zoo"):
+        y = place[row["cohort"], row["auroc"], row["patients"]]
+        r = 4.5 if row["method"] == "zoo" else 3
+        parts.append(
+            f'<circle cx="{at(row["coverage"]):.1f}" cy="{y}" r="{r}" '
+            f'fill="{COLOURS[row["method"]]}" fill-opacity=".85"/>'
+        )
+    return parts
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=20, help="samples per setting")
+    parser.add_argument("--repeats", type=int, default=4, help="samples per setting")
     parser.add_argument("--resamples", type=int, default=200, help="resamples per interval")
+    parser.add_argument("--only", choices=("coverage", "alarms"), help="one of both")
     parser.add_argument("--out", type=Path, default=None, help="folder of the JSON and the figure")
     given = parser.parse_args()
-    started = time.process_time()
-    rows = coverage(given.repeats, given.resamples, SIZES)
-    clustered = coverage(given.repeats, given.resamples, (30, 100), 3, ("zoo", "percentile"))
-    alarms = false_alarms(given.repeats, given.resamples, SIZES)
-    alarms += false_alarms(given.repeats, given.resamples, (30, 100), 3)
-    document = {
-        "repeats": given.repeats,
-        "resamples": given.resamples,
-        "level": LEVEL,
-        "cpu_seconds": round(time.process_time() - started),
-        "coverage": rows,
-        "coverage_of_patients_with_three_images": clustered,
-        "false_alarms": alarms,
-    }
-    for row in [*rows, *clustered, *alarms]:
-        print(*row.values(), sep="\t")
-    print(document["cpu_seconds"], "CPU seconds")
-    if given.out is not None:
+    path = given.out and given.out / "statistics.json"
+    document = json.loads(path.read_text("utf-8")) if path and path.is_file() else {}
+    document["level"] = LEVEL
+    for part, simulate in (("coverage", coverage), ("alarms", alarms)):
+        if given.only in (None, part):
+            started = time.process_time()
+            rows = simulate(given.repeats, given.resamples)
+            document[part] = {
+                "repeats": given.repeats,
+                "resamples": given.resamples,
+                "cpu_seconds": round(time.process_time() - started),
+                "rows": rows,
+            }
+            for row in rows:
+                print(*row.values(), sep="\t")
+    if path:
         given.out.mkdir(parents=True, exist_ok=True)
         told = json.dumps(document, indent=None).replace("}, {", "},\n{")
-        (given.out / "statistics.json").write_text(told + "\n", encoding="utf-8")
-        (given.out / "coverage.svg").write_text(figure(rows), encoding="utf-8")
+        path.write_text(told + "\n", encoding="utf-8")
+        drawn = figure(document["coverage"]["rows"], document["coverage"]["repeats"])
+        (given.out / "coverage.svg").write_text(drawn, encoding="utf-8")
+
+
+def alarms(repeats, n_resamples):
+    single = false_alarms(repeats, n_resamples, SIZES)
+    return single + false_alarms(repeats, n_resamples, (30, 100), 3)
 
 
 if __name__ == "__main__":

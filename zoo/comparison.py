@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histostore.errors import OptionError
@@ -13,13 +12,14 @@ from zoo.contrasts import Contrast, against_best, over_folds
 from zoo.errors import RunError
 from zoo.labels import named
 from zoo.metrics import headline, higher_is_better, metric_names, metric_title
-from zoo.run import Run
+from zoo.run import Run, member_paths
 from zoo.statistics import LEVEL, N_RESAMPLES, Difference
 from zoo.tasks import Task
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from zoo.predictions import Predictions
     from zoo.significance import Friedman
@@ -241,7 +241,7 @@ def feature_sets(run: Run, others: Sequence[Run] = ()) -> tuple[str, ...]:
         in neither place the feature set is not known, and left out.
     """
     documents = {other.path.resolve(): other.document for other in others}
-    return tuple(dict.fromkeys(_feature_sets(run.document, documents)))
+    return tuple(dict.fromkeys(_feature_sets(run.path, run.document, documents)))
 
 
 def group_name(names: Sequence[str]) -> str:
@@ -250,13 +250,12 @@ def group_name(names: Sequence[str]) -> str:
 
 
 def _feature_sets(
-    document: Mapping[str, Any], known: Mapping[Path, Mapping[str, Any]]
+    folder: Path, document: Mapping[str, Any], known: Mapping[Path, Mapping[str, Any]]
 ) -> list[str]:
     found: list[str] = []
-    for member in document.get("members") or ():
-        path = Path(str(member.get("path", ""))).resolve()
-        told = known.get(path) or _document(path / "run.json")
-        found += _feature_sets(told, known)
+    for path in member_paths(folder, document):
+        told = known.get(path.resolve()) or _document(path / "run.json")
+        found += _feature_sets(path, told, known)
     if not found:
         known_by = (document.get("store") or {}).get("feature_set")
         found = [str(known_by or (PIXELS if "trained_on" in document else ""))]

@@ -22,6 +22,7 @@ from zoo import tasks
 from zoo.errors import SplitError
 from zoo.jobs import Execution, Job, Task, run_jobs
 from zoo.manyviews import all_views, views_told
+from zoo.peaks import largest
 from zoo.predictions import predictions_frame, written
 from zoo.recipes import Recipe
 from zoo.run import begin, write_run
@@ -241,6 +242,7 @@ def fit_run(
     document["store"] = {**bags.source.get("store", {}), "url": public_url(store_url)}
     document["cohort"] |= bags.source.get("cohort", {})
     document["seconds"] = round(time.monotonic() - start, 3)
+    document |= largest([result.peak for result in results])
     return write_run(
         folder, document, predictions_table(bags, results), history_table(results, bags.task)
     )

@@ -1,12 +1,18 @@
 """Intervals from resamples, as sure of themselves near a bound as they may be.
 
 Percentiles of resamples say nothing where every resample gives the same: of thirty images that are
-all right, each resample is all right, and the interval would be [1, 1]. For scores between 0 and 1
-that are averages of a kind (shares, areas under curves) the resamples are therefore asked for one
-thing alone, their variance: it says of how many independent images the score is worth, and the
-interval is Wilson's for a share of so many (Wilson 1927; with an effective sample size as in
-Korn & Graubard 1998 and Dean & Pagano 2015). It never leaves 0 to 1, contains the score,
-and does not shrink to a point. ``docs/statistics.md`` shows how often each of these covers the truth.
+all right, each resample is all right, and the interval would be [1, 1]. The resamples are therefore
+asked for one thing alone, their variance, and :func:`metric_interval` says what is made of it:
+
+- of shares (accuracy, F1, recall) it says of how many independent images the score is worth, and the
+  interval is Wilson's for a share of so many (Wilson 1927; with an effective sample size as in
+  Korn & Graubard 1998 and Dean & Pagano 2015); of kappa the same, moved from -1..1 to 0..1;
+- areas under curves vary far less near 1 than shares do: their interval is normal on the logit
+  scale (AUROC: Pepe 2003, Qin & Hotilovac 2008; AUPRC: Boyd et al. 2013);
+- losses have no upper bound: theirs is normal on the log scale.
+
+None leaves its bounds, each contains the score. ``docs/statistics.md`` shows how often they cover
+the truth.
 """
 
 from __future__ import annotations
@@ -19,9 +25,13 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
+    "AREAS",
     "SHARES",
+    "area_interval",
     "basic_interval",
     "effective_size",
+    "loss_interval",
+    "metric_interval",
     "percentile_interval",
     "share_interval",
     "square_and_add",
@@ -31,7 +41,60 @@ __all__ = [
 SHARES = frozenset(
     {"macro_f1", "accuracy", "balanced_accuracy", "auroc", "auprc", "c_index", "c_index_ipcw"}
 )
-"""Metrics whose interval is :func:`share_interval`; the others take percentiles."""
+"""Scores from 0 to 1."""
+
+AREAS = frozenset({"auroc", "auprc"})
+"""Those of them whose interval is :func:`area_interval`; the others have :func:`share_interval`."""
+
+_LOSSES = frozenset({"log_loss", "brier"})
+
+
+def metric_interval(
+    metric: str,
+    value: float,
+    draws: NDArray[np.float64],
+    *,
+    n_images: int,
+    n_patients: int,
+    level: float = 0.95,
+) -> tuple[float | None, float | None]:
+    """Give a metric's interval by the rule that suits it; None where it is undefined.
+
+    Parameters
+    ----------
+    metric
+        One of :mod:`zoo.metrics`; what is no share, area, kappa, loss or calibration error has
+        percentiles.
+    value
+        Of the images as they are; may be NaN.
+    draws
+        Of resamples of patients, ``(resample,)``, NaN where undefined.
+    n_images, n_patients
+        How many there are.
+    level
+        Share of samples whose interval holds the truth.
+    """
+    defined = draws[~np.isnan(draws)]
+    if np.isnan(value) or 2 * len(defined) <= len(draws):
+        return None, None
+    ends: tuple[float | None, float | None]
+    if metric in AREAS:
+        ends = area_interval(value, defined, n_patients=n_patients, level=level)
+    elif metric in _LOSSES:
+        ends = loss_interval(value, defined, n_patients=n_patients, level=level)
+    elif metric in SHARES or metric == "kappa":
+        # Kappa goes from -1 to 1: moved, it is taken for a share.
+        start, width = (-1, 2) if metric == "kappa" else (0, 1)
+        share, shares = (value - start) / width, (defined - start) / width
+        low, high = share_interval(
+            share, shares, n_images=n_images, n_patients=n_patients, level=level
+        )
+        ends = start + width * low, start + width * high
+    elif metric == "ece":
+        ends = basic_interval(value, draws, level=level)
+    else:
+        ends = percentile_interval(draws, level=level)
+    return ends
 
 
 def wilson(share: ArrayLike, n: ArrayLike, *, level: float = 0.95) -> NDArray[np.float64]:
@@ -114,11 +177,75 @@ def share_interval(
     >>> round(low, 3), high
     (0.886, 1.0)
     """
-    # Resamples of n patients vary by (n - 1) / n of what samples do.
-    variance = float(np.var(draws)) * n_patients / max(n_patients - 1, 1)
+    variance = _variance(draws, n_patients)
     size = effective_size(value, variance, n_images=n_images, n_patients=n_patients)
     low, high = wilson(value, size, level=level)
     return float(low), float(high)
+
+
+def area_interval(
+    value: float, draws: NDArray[np.float64], *, n_patients: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Give the interval of an area under a curve: Student's on the logit scale.
+
+    ``logit(v) ± t · sd / (v (1 - v))``, with as many degrees of freedom as there are patients but
+    one. Where all resamples are the same, as those of a perfect area are, it is Wilson's for as
+    many as there are patients.
+
+    Parameters
+    ----------
+    value, draws, n_patients, level
+        As of :func:`share_interval`.
+
+    Examples
+    --------
+    >>> low, high = area_interval(0.98, np.array([0.96, 0.98, 1.0]), n_patients=50)
+    >>> round(low, 3), round(high, 3)
+    (0.9, 0.996)
+    """
+    from scipy.special import expit, logit
+
+    variance = _variance(draws, n_patients)
+    if variance <= 0 or not 0 < value < 1:
+        low, high = wilson(value, n_patients, level=level)
+        return float(low), float(high)
+    half = _student(n_patients, level) * np.sqrt(variance) / (value * (1 - value))
+    return float(expit(logit(value) - half)), float(expit(logit(value) + half))
+
+
+def loss_interval(
+    value: float, draws: NDArray[np.float64], *, n_patients: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Give the interval of a mean loss above 0: Student's on the log scale, ``log(v) ± t · sd / v``.
+
+    Parameters
+    ----------
+    value, draws, n_patients, level
+        As of :func:`share_interval`; a value of 0 is its own interval.
+
+    Examples
+    --------
+    >>> low, high = loss_interval(0.5, np.array([0.4, 0.5, 0.6]), n_patients=50)
+    >>> round(low, 3), round(high, 3)
+    (0.359, 0.697)
+    """
+    if value <= 0:
+        return value, value
+    factor = float(
+        np.exp(_student(n_patients, level) * np.sqrt(_variance(draws, n_patients)) / value)
+    )
+    return value / factor, value * factor
+
+
+def _variance(draws: NDArray[np.float64], n_patients: int) -> float:
+    """Give that of samples: resamples of n patients vary by (n - 1) / n of it."""
+    return float(np.var(draws)) * n_patients / max(n_patients - 1, 1)
+
+
+def _student(n_patients: int, level: float) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(max(n_patients - 1, 1), (1 + level) / 2))
 
 
 def percentile_interval(

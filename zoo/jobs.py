@@ -21,6 +21,7 @@ from zoo.errors import RunError
 from zoo.heads.base import check_together
 from zoo.manyviews import all_views, predict_views, spilled
 from zoo.metrics import headline, metric_title
+from zoo.peaks import Peak, measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -66,6 +67,8 @@ class Result:
     """Role to what was predicted, ``(image, column)``, images as in the fold."""
     history: list[dict[str, Any]]
     """One row per epoch."""
+    peak: Peak = dataclasses.field(default_factory=Peak)
+    """Most memory while the fold was fitted and predicted."""
 
     def save(self, folder: Path) -> None:
         """Write to ``folder``, at once or not at all."""
@@ -73,8 +76,9 @@ class Result:
         hidden = folder / f".{self.job.name}.tmp"
         # JSON has no NaN, Python's reader and writer do; the file is ours and short-lived.
         told = np.array(json.dumps(self.history))
+        peak = np.array(json.dumps(dataclasses.asdict(self.peak)))
         with hidden.open("wb") as file:
-            np.savez(file, history=told, **self.prob)  # type: ignore[arg-type]
+            np.savez(file, history=told, peak=peak, **self.prob)  # type: ignore[arg-type]
         hidden.replace(target)
 
     @classmethod
@@ -82,7 +86,9 @@ class Result:
         """Read what :meth:`save` wrote."""
         with np.load(folder / f"{job.name}.npz", allow_pickle=False) as file:
             prob = {role: file[role] for role in job.fold.parts}
-            return cls(job=job, prob=prob, history=json.loads(str(file["history"])))
+            told = json.loads(str(file["peak"])) if "peak" in file else {}
+            history = json.loads(str(file["history"]))
+            return cls(job=job, prob=prob, history=history, peak=Peak(**told))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -137,29 +143,24 @@ class Task:
     def do(self, jobs: Sequence[Job], bags: Bags) -> list[str]:
         """Fit, predict and write jobs of one fold."""
         fold = jobs[0].fold
-        heads = self.head.fit_many(
-            bags[fold.train],
-            validation=bags[fold.validation] if len(fold.validation) else None,
-            recipe=self.recipe,
-            seeds=[job.seed for job in jobs],
-            together=self.execution.together,
-            device=self.execution.device,
-            # One thread: several jobs fill the cores better than one job does, and cores that
-            # others use as well make threads that wait for each other ten times slower.
-            threads=1,
-        )
-        return [self._keep(job, head, bags) for job, head in zip(jobs, heads, strict=True)]
-
-    def _keep(self, job: Job, head: Head, bags: Bags) -> str:
-        """Predict and write; the head's file first, so that a result implies a head."""
-        prob = {
-            role: predict_views(head, bags[rows], () if role == "train" else None)
-            for role, rows in job.fold.parts.items()
-        }
-        history = [{key: _plain(value) for key, value in row.items()} for row in head.history]
-        head.save(self.heads / f"{job.name}{head.suffix}")
-        Result(job=job, prob=prob, history=history).save(self.unfinished)
-        return _message(job, history, headline(bags.task))
+        with measured() as peak:
+            heads = self.head.fit_many(
+                bags[fold.train],
+                validation=bags[fold.validation] if len(fold.validation) else None,
+                recipe=self.recipe,
+                seeds=[job.seed for job in jobs],
+                together=self.execution.together,
+                device=self.execution.device,
+                # One thread: several jobs fill the cores better than one job does, and cores that
+                # others use as well make threads that wait for each other ten times slower.
+                threads=1,
+            )
+            told = [_predicted(job, head, bags) for job, head in zip(jobs, heads, strict=True)]
+        for result, head in zip(told, heads, strict=True):
+            # The head's file first, so that a result implies a head.
+            head.save(self.heads / f"{result.job.name}{head.suffix}")
+            dataclasses.replace(result, peak=peak).save(self.unfinished)
+        return [_message(result.job, result.history, headline(bags.task)) for result in told]
 
 
 def run_jobs(jobs: Sequence[Job], bags: Bags, task: Task) -> list[Result]:
@@ -308,6 +309,16 @@ def _start_worker(task: Task, shared: Path | None, sent: dict[str, Any] | Bags) 
 def _work(jobs: list[Job]) -> list[str]:
     messages: list[str] = _worker["task"].do(jobs, _worker["bags"])
     return messages
+
+
+def _predicted(job: Job, head: Head, bags: Bags) -> Result:
+    """Predict all parts of the job's fold."""
+    prob = {
+        role: predict_views(head, bags[rows], () if role == "train" else None)
+        for role, rows in job.fold.parts.items()
+    }
+    history = [{key: _plain(value) for key, value in row.items()} for row in head.history]
+    return Result(job=job, prob=prob, history=history)
 
 
 def _plain(value: object) -> object:

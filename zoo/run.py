@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import hashlib
 import json
 import os
 import shutil
@@ -26,7 +27,7 @@ from histostore.errors import OptionError, StorageError
 from histostore.provenance import versions
 from histostore.text import table
 from zoo.errors import RunError
-from zoo.metrics import metric_names, metric_title
+from zoo.metrics import metric_heading, metric_names
 from zoo.predictions import Predictions, average, measure
 from zoo.showing import run_html, run_line
 from zoo.soundness import HISTORY_COLUMNS, document_problem, table_problems
@@ -43,6 +44,8 @@ __all__ = [
     "HISTORY_COLUMNS",
     "Run",
     "begin",
+    "member_paths",
+    "run_digest",
     "write_run",
 ]
 
@@ -69,7 +72,7 @@ class Run:
         return run_line(self.document, metric_names(self.task)[0])
 
     def _repr_html_(self) -> str:
-        titles = {name: metric_title(name) for name in metric_names(self.task)}
+        titles = {name: metric_heading(name) for name in metric_names(self.task)}
         return run_html(self.document, titles, path=str(self.path))
 
     @classmethod
@@ -139,6 +142,15 @@ class Run:
         """Find the fitted heads: (fold, seed) to file; none for an ensemble."""
         return {_fold_and_seed(path): path for path in _head_files(self.path)}
 
+    def member_paths(self) -> tuple[Path, ...]:
+        """Say where an ensemble's members lie; none for other runs.
+
+        They are recorded as seen from the ensemble's own directory, so that both may be moved
+        together; by ensembles made earlier, as they were named then. A member that has gone is
+        given where it should be.
+        """
+        return member_paths(self.path, self.document)
+
     def to_text(self) -> str:
         """Draw the metrics of the out-of-fold predictions as a plain table."""
         told = self.document
@@ -177,10 +189,27 @@ class Run:
 
         paths = self.head_paths()
         if not paths:
-            members = [str(member["path"]) for member in self.document.get("members", ())]
+            members = [str(path) for path in self.member_paths()]
             where = f"use its members: {', '.join(members)}" if members else "fit it again"
             raise RunError(f"{self.path} holds no heads: {where}")
         return {key: load_head(path) for key, path in sorted(paths.items())}
+
+
+def member_paths(folder: Path, document: Mapping[str, Any]) -> tuple[Path, ...]:
+    """Do what :meth:`Run.member_paths` does, from the document of the run in ``folder``."""
+    found = []
+    for member in document.get("members") or ():
+        named = Path(str(member.get("path", "")))
+        places = [Path(os.path.normpath(folder / named)), named]
+        there = [place for place in places if (place / "run.json").is_file()]
+        same = [place for place in there if run_digest(place) == member.get("digest")]
+        found.append([*same, *there, *places][0])
+    return tuple(found)
+
+
+def run_digest(folder: Path) -> str:
+    """Give the SHA-256 of a run's document, which tells every change of its results."""
+    return hashlib.sha256((folder / "run.json").read_bytes()).hexdigest()
 
 
 def begin(path: str | os.PathLike[str], plan: Mapping[str, Any]) -> Path:

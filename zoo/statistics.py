@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histostore.errors import OptionError
-from zoo.intervals import SHARES, basic_interval, percentile_interval, share_interval
+from zoo.intervals import metric_interval, percentile_interval
 from zoo.metrics import make_scorer
 from zoo.tasks import Task
 
@@ -130,9 +130,7 @@ def bootstrap(
 ) -> dict[str, Interval]:
     """Compute every metric with its interval over patients.
 
-    Scores from 0 to 1 (:data:`zoo.intervals.SHARES`) have Wilson's interval for as many images as
-    the variance of the resamples says they are worth; the calibration error, which resamples
-    overstate, has the basic interval; the others have percentiles of the resamples.
+    Which interval a metric has is said at :func:`zoo.intervals.metric_interval`.
     Resamples in which a metric is undefined are left out of its interval; where that is
     more than half of them, the interval is None.
 
@@ -159,11 +157,19 @@ def bootstrap(
     scorer = make_scorer(task, y_true, prob)
     values = scorer(np.ones((1, scorer.n_images)))
     draws = _draws([scorer], patient_ids, n_resamples, seed)[0]
-    sizes = (scorer.n_images, len(set(map(str, patient_ids))))
-    return {
-        name: _interval(name, float(values[name][0]), draws[name], sizes, level)
-        for name in scorer.names
-    }
+    n_patients = len(set(map(str, patient_ids)))
+    found = {}
+    for name in scorer.names:
+        low, high = metric_interval(
+            name,
+            float(values[name][0]),
+            draws[name],
+            n_images=scorer.n_images,
+            n_patients=n_patients,
+            level=level,
+        )
+        found[name] = Interval(value=_number(values[name][0]), low=low, high=high)
+    return found
 
 
 def paired_bootstrap(
@@ -248,24 +254,6 @@ def difference(value: float, draws: NDArray[np.float64], *, level: float = LEVEL
     """Put a difference and its resamples ``(resample,)`` together, as :func:`paired_bootstrap` does."""
     low, high = percentile_interval(draws, level=level)
     return Difference(value=_number(np.float64(value)), low=low, high=high, p=_p(draws))
-
-
-def _interval(
-    name: str, value: float, draws: NDArray[np.float64], sizes: tuple[int, int], level: float
-) -> Interval:
-    """Put a metric and its resamples together; sizes are how many images and patients."""
-    n_images, n_patients = sizes
-    if name == "ece":
-        low, high = basic_interval(value, draws, level=level)
-    elif name not in SHARES:
-        low, high = percentile_interval(draws, level=level)
-    elif np.isnan(value) or 2 * np.isnan(draws).sum() >= len(draws):
-        low, high = None, None
-    else:
-        low, high = share_interval(
-            value, draws[~np.isnan(draws)], n_images=n_images, n_patients=n_patients, level=level
-        )
-    return Interval(value=None if np.isnan(value) else value, low=low, high=high)
 
 
 def _draws(

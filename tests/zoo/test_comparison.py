@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -113,7 +114,8 @@ def test_another_metric_may_decide(runs):
     told = paired_bootstrap(best.y_true, noise.prob, best.prob, best.patient_ids)["brier"]
     assert found.rows[2].to_best == told
     assert told.value > 0
-    assert found.to_text().splitlines()[0].split()[2] == "brier"
+    header = re.split(r"  +", found.to_text().splitlines()[0])
+    assert header[2] == "Brier score"
     assert found.to_json()["metric"] == "brier"
     with pytest.raises(OptionError, match="use one of macro_f1, accuracy"):
         compare(paths, metric="f1")

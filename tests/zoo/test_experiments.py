@@ -17,6 +17,8 @@ from zoo.errors import RecipeError
 from zoo.experiments import plan, read_experiment
 from zoo.experiments import running as running_module
 from zoo.experiments.sources import find_set
+from zoo.report import collect
+from zoo.report.html import to_html
 from zoo.run import Run
 from zoo.split import Split
 
@@ -218,6 +220,29 @@ def test_again_nothing_is_fitted_and_nothing_changes(done):
     assert after.keys() == before.keys()
     changed = {path.name for path in before if before[path] != after[path]}
     assert changed <= {"experiment.json"}  # counts what was fitted now
+
+
+def test_the_report_is_titled_and_reproduced_by_the_experiment(done, tmp_path):
+    file, out, _ = done
+    page = (out / "report" / "index.html").read_text("utf-8")
+    told = json.loads((out / "report" / "report.json").read_text("utf-8"))
+    assert told["title"].startswith("Grid: 6 runs")
+    assert told["experiment"]["command"] == f"zoo fit {file} -o {out}"
+    assert told["experiment"]["failed"] == []
+    assert "One command and one file led to all of this" in page
+    assert "epochs = 2" in page
+    # Of some of the runs, with a failure on record, both are said.
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    known = json.loads((copy / "experiment.json").read_text("utf-8"))
+    known["failed"] = [{"name": "svm.default.one", "reason": "<b>too few</b> images"}]
+    (copy / "experiment.json").write_text(json.dumps(known), "utf-8")
+    some = collect(sorted((copy / "runs").iterdir()))
+    assert "1 of the experiment failed: svm.default.one" in some.notes[0]
+    assert some.notes[1] == "4 of the 6 runs of the experiment are shown."
+    assert "&lt;b&gt;too few&lt;/b&gt; images" in to_html(some)
+    # Runs of two experiments are of none.
+    assert collect([copy / "runs" / "knn.default.one", out / "runs" / "knn.default.one"]).experiment is None  # fmt: skip
 
 
 def test_what_is_missing_is_fitted_and_its_ensembles_are_made_anew(done, tmp_path):

@@ -10,8 +10,11 @@ from scipy import stats
 
 from zoo.intervals import (
     SHARES,
+    area_interval,
     basic_interval,
     effective_size,
+    loss_interval,
+    metric_interval,
     percentile_interval,
     share_interval,
     square_and_add,
@@ -120,3 +123,49 @@ def test_the_interval_of_a_drop_holds_the_truth():
         low, high = square_and_add((a, *wilson(a, 80)), (b, *wilson(b, 40)))
         held += low <= 0.2 <= high
     assert 0.925 <= held / 600 <= 0.98
+
+
+@given(st.floats(0.01, 0.99), st.floats(0.001, 0.3), st.integers(2, 300))
+def test_areas_and_losses_have_students_interval_on_their_scales(value, sd, n):
+    draws = value + sd * np.linspace(-1, 1, 51)
+    error, t = np.std(draws) * np.sqrt(n / (n - 1)), stats.t.ppf(0.975, n - 1)
+    odds = np.array(area_interval(value, draws, n_patients=n))
+    assert np.all((odds >= 0) & (odds <= 1))
+    assert odds[0] <= value <= odds[1]
+    half = t * error / (value * (1 - value))
+    if half < 10:  # beyond, an end rounds to 0 or 1
+        centre = np.log(value / (1 - value))
+        assert np.log(odds / (1 - odds)) == pytest.approx([centre - half, centre + half], abs=1e-6)
+    if t * error / value < 100:
+        losses = np.log(loss_interval(value, draws, n_patients=n))
+        expected = [np.log(value) - t * error / value, np.log(value) + t * error / value]
+        assert losses == pytest.approx(expected, abs=1e-9)
+
+
+@given(st.floats(-1, 1), st.floats(0, 0.5), st.integers(2, 300))
+def test_kappas_interval_holds_it_and_stays_in_bounds(value, sd, n):
+    draws = np.clip(value + sd * np.linspace(-1, 1, 50), -1, 1)
+    low, high = metric_interval("kappa", value, draws, n_images=2 * n, n_patients=n)
+    assert -1 <= low <= value + 1e-12
+    assert value - 1e-12 <= high <= 1
+    assert low < high
+
+
+def test_the_area_of_few_patients_with_several_images_is_held_as_often_as_promised():
+    rng, held = np.random.default_rng(0), []
+    for _ in range(200):
+        y = np.repeat(rng.permutation(np.arange(60) % 2), 3)
+        noise = rng.normal(size=180) + np.repeat(rng.normal(size=60), 3)
+        score = 1 / (1 + np.exp(-noise / np.sqrt(2) - 1.8124 * y))  # AUROC 0.9
+        patients = [f"p{i // 3}" for i in range(180)]
+        prob = np.c_[1 - score, score]
+        found, draws = metric_draws(y, [prob], patients, "auroc", n_resamples=150)
+        ends = metric_interval("auroc", found[0], draws[0], n_images=180, n_patients=60)
+        held.append(ends[0] <= 0.9 <= ends[1])
+    assert 0.90 <= np.mean(held) <= 0.99  # 95 %, and what 200 samples leave open
+
+
+def test_what_half_of_the_resamples_do_not_define_has_no_interval():
+    draws = np.r_[np.full(51, np.nan), np.linspace(0.4, 0.6, 49)]
+    for name in METRICS:
+        assert metric_interval(name, 0.5, draws, n_images=20, n_patients=20) == (None, None)

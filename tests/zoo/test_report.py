@@ -12,26 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from histostore.errors import StorageError
-from tests.zoo.reports import EVIL, Page, fake_run, make_embedded, make_runs
+from histostore.errors import OptionError, StorageError
+from tests.zoo.reports import EVIL, Page, fake_run
 from zoo.errors import RunError
 from zoo.report import collect, write_report
 from zoo.report.markdown import escaped
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    return make_runs(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="module")
-def page(runs, tmp_path_factory):
-    return write_report(runs, tmp_path_factory.mktemp("report"))
-
-
-@pytest.fixture(scope="module")
-def embedded(tmp_path_factory):
-    return make_embedded(tmp_path_factory.mktemp("embedded"))
 
 
 def test_the_three_files_agree(page, runs):
@@ -259,6 +244,13 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(runs, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write the report"):
         write_report(runs[:1], tmp_path / "file")
+
+
+def test_a_report_is_not_written_into_a_run(runs):
+    before = sorted(path.name for path in runs[0].iterdir())
+    with pytest.raises(OptionError, match="directory of its own"):
+        write_report(runs[:1], runs[0])
+    assert sorted(path.name for path in runs[0].iterdir()) == before
 
 
 def test_the_schema_of_the_json_file_is_documented(page):

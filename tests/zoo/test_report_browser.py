@@ -4,23 +4,13 @@ import re
 
 import pytest
 
-from tests.zoo.reports import CHROMIUM, chromium, fake_run, make_embedded, make_runs
+from tests.zoo.reports import CHROMIUM, chromium, fake_run
 from tests.zoo.runs import make_run
 from tests.zoo.tasks import drawn
 from zoo.recipes import recipe
 from zoo.report import write_report
 
 SHORT = recipe(epochs=3)
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    return make_runs(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="module")
-def embedded(tmp_path_factory):
-    return make_embedded(tmp_path_factory.mktemp("embedded"))
 
 
 @pytest.fixture(scope="module")

@@ -5,24 +5,9 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.zoo.reports import CLASSES, make_embedded, make_runs
+from tests.zoo.reports import CLASSES
 from zoo.report import collect, write_report
 from zoo.report.images import choose_examples
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    return make_runs(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="module")
-def page(runs, tmp_path_factory):
-    return write_report(runs, tmp_path_factory.mktemp("report"))
-
-
-@pytest.fixture(scope="module")
-def embedded(tmp_path_factory):
-    return make_embedded(tmp_path_factory.mktemp("embedded"))
 
 
 def test_kept_and_rejected_patches_are_those_of_the_store(embedded, tmp_path):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import html
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +17,9 @@ from zoo.predictions import Predictions
 from zoo.report import collect, write_report
 from zoo.report.cost import n_parameters
 from zoo.report.curves import class_curves, pr_points, roc_points
+from zoo.report.html import to_html
 from zoo.report.judging import agreement, losses, risk_groups
+from zoo.report.overview import overview_chart
 from zoo.report.plots import curves_chart, rank_chart, reliability_chart, survival_chart
 from zoo.report.sections import Ranks
 from zoo.tasks import Task
@@ -166,14 +172,35 @@ def test_only_the_best_are_drawn_and_all_are_told(data, many, tmp_path):
     assert [run.judged is not None for run in data.runs] == [True] * 3 + [False] * 10
     page = write_report(many, tmp_path, n_full=3)
     document = Page(page.read_text("utf-8"))
-    articles = [a["id"] for tag, a in document.elements if tag == "article"]
-    assert articles == ["run-1", "run-2", "run-3"]
+    shown = [a["id"] for tag, a in document.elements if a.get("class") == "target"]
+    assert shown == ["run-1", "run-2", "run-3"]
+    assert len([tag for tag, _ in document.elements if tag == "article"]) == 3
     words = "".join(document.texts)
     assert all(run.name in words for run in data.runs)
     assert page.stat().st_size < 60_000 * 13  # sixty runs stay below 8 MB
     markdown = (tmp_path / "report.md").read_text("utf-8")
     assert "### set-0" in markdown
     assert "### several feature sets" in markdown
+
+
+def test_no_two_parts_of_the_page_have_the_same_name(data):
+    # Who hears the page chooses among its regions by name alone.
+    page = to_html(data)
+    labelled = re.findall(r'role="region" tabindex="0" aria-labelledby="([^"]+)"', page)
+    named = dict(re.findall(r'<caption id="([^"]+)">(.*?)</caption>', page, re.DOTALL))
+    names = [re.sub(r"<[^>]+>|\s+", " ", named[label]) for label in labelled]
+    assert len(names) > 20
+    assert sorted(set(names)) == sorted(names)
+
+
+def test_all_runs_are_seen_at_a_glance(data):
+    drawn = str(overview_chart(data))
+    assert all(f"<title>{html.escape(run.name)}, " in drawn for run in data.runs)
+    assert drawn in to_html(data)
+    few = dataclasses.replace(data, runs=data.runs[:5])
+    assert not overview_chart(few)
+    nowhere = [dataclasses.replace(run, test={}) for run in data.runs]
+    assert not overview_chart(dataclasses.replace(data, runs=tuple(nowhere)))
 
 
 def test_pairs_are_those_of_the_paired_bootstrap(data, many):

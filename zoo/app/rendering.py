@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from histostore.errors import MissingExtra
 from histostore.images.patches import NO_TISSUE, SMALL_IMAGE
 from histostore.images.stain import NO_STAIN, StainTarget
-from zoo.metrics import metric_names, metric_title
+from zoo.metrics import metric_heading, metric_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +71,7 @@ def card_html(predictor: Predictor) -> str:
     test = run.document["metrics"].get("test", {})
     metrics = [
         (
-            metric_title(name),
+            metric_heading(name),
             _number(test[name].get("value")),
             f"{_number(test[name].get('low'))} to {_number(test[name].get('high'))}",
         )

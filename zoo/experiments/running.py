@@ -87,12 +87,6 @@ def run_experiment(
     runs = course.fit(there)
     ensembles, failed = combine(planned.ensembles, runs, folder / "ensembles")
     failed = [*course.failed, *failed]
-    page = None
-    if told.report and runs:
-        try:
-            page = _report([*ensembles, *runs.values()], told, folder, options)
-        except (HistostoreError, OSError) as error:
-            failed.append(("report", _reason(error)))
     outcome = Outcome(
         folder=folder,
         plan=planned,
@@ -100,11 +94,18 @@ def run_experiment(
         ensembles=tuple(ensembles),
         n_fitted=len(runs) - len(there),
         failed=tuple(failed),
-        report=page,
+        report=None,
         notes=(*planned.notes, *dict.fromkeys(course.notes)),
     )
-    document = json.dumps(outcome.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-    _write(folder / _TOLD, document + "\n")
+    _tell(outcome)  # the report reads it
+    if told.report and runs:
+        try:
+            page = _report([*ensembles, *runs.values()], told, folder, options)
+            outcome = dataclasses.replace(outcome, report=page)
+        except (HistostoreError, OSError) as error:
+            reason = ("report", _reason(error))
+            outcome = dataclasses.replace(outcome, failed=(*failed, reason))
+        _tell(outcome)
     return outcome
 
 
@@ -304,6 +305,11 @@ def _report(runs: Sequence[Run], told: Experiment, folder: Path, options: dict[s
         metric=told.metric,
         n_full=told.n_full or N_FULL,
     )
+
+
+def _tell(outcome: Outcome) -> None:
+    document = json.dumps(outcome.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+    _write(outcome.folder / _TOLD, document + "\n")
 
 
 def _write(path: Path, text: str) -> None:

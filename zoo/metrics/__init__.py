@@ -13,6 +13,7 @@ from zoo.metrics.choosing import (
     headline,
     higher_is_better,
     make_scorer,
+    metric_heading,
     metric_names,
     metric_title,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "higher_is_better",
     "macro_f1",
     "make_scorer",
+    "metric_heading",
     "metric_names",
     "metric_title",
     "per_class",

@@ -23,6 +23,7 @@ __all__ = [
     "headline",
     "higher_is_better",
     "make_scorer",
+    "metric_heading",
     "metric_names",
     "metric_title",
 ]
@@ -33,14 +34,23 @@ _LOSSES = frozenset({"log_loss", "brier", "ece", "level_mae", "hamming", "mae", 
 
 _TITLES = {
     "macro_f1": "macro-F1",
+    "micro_f1": "micro-F1",
     "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "kappa": "Cohen’s κ (quadratic)",
+    "brier": "Brier score",
+    "ece": "calibration error (ECE)",
     "level_mae": "MAE in levels",
+    "hamming": "Hamming loss",
     "mae": "MAE",
     "rmse": "RMSE",
     "r2": "R²",
+    "pearson": "Pearson’s r",
+    "spearman": "Spearman’s ρ",
     "c_index": "C-index",
     "c_index_ipcw": "C-index (IPCW)",
 }
+"""Names that are not just the key with spaces; inside a sentence."""
 
 
 class AnyScorer(Protocol):
@@ -99,14 +109,26 @@ def headline(task: Task = _CLASSES) -> str:
 
 
 def metric_title(metric: str) -> str:
-    """Write a metric's name as tables do.
+    """Write a metric's name as people do, inside a sentence.
 
     Examples
     --------
-    >>> metric_title("c_index"), metric_title("balanced_accuracy")
-    ('C-index', 'balanced accuracy')
+    >>> metric_title("c_index"), metric_title("balanced_accuracy"), metric_title("brier")
+    ('C-index', 'balanced accuracy', 'Brier score')
     """
     return _TITLES.get(metric, metric.replace("_", " "))
+
+
+def metric_heading(metric: str) -> str:
+    """Write it as the heading of a column or a row.
+
+    Examples
+    --------
+    >>> metric_heading("macro_f1"), metric_heading("balanced_accuracy"), metric_heading("auprc")
+    ('Macro-F1', 'Balanced accuracy', 'AUPRC')
+    """
+    title = metric_title(metric)
+    return title[:1].upper() + title[1:]
 
 
 def make_scorer(task: Task, truth: ArrayLike, values: ArrayLike) -> AnyScorer:

@@ -79,6 +79,8 @@ def write_report(
     from zoo.report.model import to_json
 
     out = Path(out_dir)
+    if (out / "run.json").exists():
+        raise OptionError(f"{out} is a run: give the report a directory of its own")
     data = collect(
         run_paths,
         out_dir=str(out_dir),
@@ -111,6 +113,7 @@ def collect(
 ) -> ReportData:
     """Gather everything that :func:`write_report` writes; ``out_dir`` is named in a command."""
     from zoo.report import gather, ranking, reproduce, standing
+    from zoo.report.experiment import find_experiment
     from zoo.report.external import read_external
     from zoo.report.images import choose_examples
     from zoo.report.model import ReportData
@@ -122,15 +125,18 @@ def collect(
     judged = [run.test_probabilities() for run in runs]
     views = gather.views(runs, judged, name, n_full)
     facts = standing.facts(runs, name)
+    experiment = find_experiment(runs)
     told_ranks, ranks_note = ranking.ranks(runs, name)
     alike = [mine for mine in judged[:n_full] if ranking.same_images(mine, judged[0])]
     patches, examples, image_notes = _patches(
         runs, choose_examples(runs[0], alike), cohort=cohort, storage_options=storage_options
     )
     return ReportData(
-        title=standing.title(len(runs), facts.cohort_url),
+        title=standing.title(len(runs), facts.cohort_url, experiment),
+        subtitle=standing.subtitle(facts),
         summary=standing.summary(views, facts),
         facts=facts,
+        experiment=experiment,
         runs=views,
         n_full=min(n_full, len(views)),
         groups=ranking.groups(views, runs),
@@ -140,10 +146,10 @@ def collect(
         external=read_external(tables, runs),
         patches=patches,
         examples=examples,
-        notes=standing.notes(runs),
+        notes=standing.notes(runs, experiment),
         image_notes=image_notes,
         commands=reproduce.commands(runs, out_dir, metric=metric, external=tables),
-        digests=reproduce.digests(runs),
+        digests=reproduce.digests(runs, experiment),
         versions=reproduce.versions(runs),
     )
 

@@ -21,15 +21,19 @@ _LONGEST_HEADER = 100_000_000
 def cost(run: Run) -> Cost:
     """Say what a run took, as far as it is known."""
     paths = sorted(run.head_paths().values())
-    peak = run.document.get("peak_memory_bytes")
     seconds = run.document.get("seconds")
     return Cost(
         seconds=float(seconds) if seconds else math.nan,
         n_fits=len(paths) or int(run.history.groupby(["fold", "seed"]).ngroups),
         parameters=n_parameters(paths[0]) if paths else None,
         bytes_of_heads=sum(path.stat().st_size for path in paths),
-        peak_memory_bytes=int(peak) if isinstance(peak, int | float) else None,
+        peak_memory_bytes=_whole(run.document.get("peak_memory_bytes")),
+        peak_device_memory_bytes=_whole(run.document.get("peak_device_memory_bytes")),
     )
+
+
+def _whole(told: object) -> int | None:
+    return int(told) if isinstance(told, int | float) else None
 
 
 def n_parameters(path: Path) -> int | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zoo.intervals import share_interval
+from zoo.intervals import area_interval
 from zoo.metrics.classes import Ranking, ratio
 from zoo.report.sections import ClassCurves, Line, Range
 from zoo.statistics import patient_draws
@@ -41,7 +41,7 @@ def class_curves(
 
     Bands are pointwise: at each false positive rate, or recall, the middle 95 % of resamples of
     patients (vertical averaging, Fawcett 2006). Intervals of areas are those of
-    :func:`zoo.intervals.share_interval`.
+    :func:`zoo.intervals.area_interval`.
 
     Parameters
     ----------
@@ -156,8 +156,7 @@ def _curves(
     recall, precision = pr_points(positive, score, one)
     values = [float(area[0]) for area in ranking.areas(one)]
     auroc, average_precision = (
-        _range(value, draws, len(positive), n_patients)
-        for value, draws in zip(values, areas, strict=True)
+        _range(value, draws, n_patients) for value, draws in zip(values, areas, strict=True)
     )
     return ClassCurves(
         name=name,
@@ -170,11 +169,11 @@ def _curves(
     )
 
 
-def _range(value: float, draws: NDArray[np.float64], n_images: int, n_patients: int) -> Range:
+def _range(value: float, draws: NDArray[np.float64], n_patients: int) -> Range:
     defined = draws[~np.isnan(draws)]
     if 2 * len(defined) <= len(draws):
         return Range(value=value, low=_NAN, high=_NAN)
-    low, high = share_interval(value, defined, n_images=n_images, n_patients=n_patients)
+    low, high = area_interval(value, defined, n_patients=n_patients)
     return Range(value=value, low=low, high=high)
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from zoo.errors import RunError
 from zoo.metrics import metric_names
-from zoo.predictions import Predictions
+from zoo.predictions import Predictions, average
 from zoo.report.judging import judge, tables
 from zoo.report.sections import External, Range, Shift
+from zoo.run import run_digest
+from zoo.soundness import value_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -42,10 +41,7 @@ def read_external(paths: Iterable[str | Path], runs: Sequence[Run]) -> tuple[Ext
     RunError
         If a file is missing or none of ours, holds no scores, or is of another run.
     """
-    digests = {
-        hashlib.sha256((run.path / "run.json").read_bytes()).hexdigest(): i
-        for i, run in reversed(list(enumerate(runs)))
-    }
+    digests = {run_digest(run.path): i for i, run in reversed(list(enumerate(runs)))}
     return tuple(_read(Path(path), runs, digests) for path in paths)
 
 
@@ -114,25 +110,23 @@ def _table(path: Path) -> pd.DataFrame:
         raise RunError(f"{path} cannot be read: {line}") from error
 
 
-def _images(table: pd.DataFrame, truth: Mapping[str, Sequence[str]], run: Run) -> Predictions:
-    """Put probabilities and truth of the labelled images together, sorted by image."""
-    code = {name: k for k, name in enumerate(run.classes)}
-    rows = table.assign(image_id=table["image_id"].astype(str)).set_index("image_id")
-    order = np.argsort(np.array(truth["image_id"], dtype=str), kind="stable")
-    image_ids, patients, targets = (
-        [str(truth[key][i]) for i in order] for key in ("image_id", "patient_id", "target")
-    )
-    if not image_ids:
-        raise ValueError("no image has a label")
-    prob = rows.loc[image_ids, [f"prob_{name}" for name in run.classes]].to_numpy(np.float64)
-    if len(prob) != len(image_ids) or not ((prob >= 0) & (prob <= 1)).all():
-        raise ValueError("images or probabilities are damaged")
-    return Predictions(
-        image_ids=np.array(image_ids, dtype=object),
-        patient_ids=np.array(patients, dtype=object),
-        y_true=np.array([code[name] for name in targets], dtype=np.int64),
-        prob=prob / prob.sum(axis=1, keepdims=True),  # a CSV has six digits
-    )
+def _images(table: pd.DataFrame, truth: Mapping[str, Sequence[Any]], run: Run) -> Predictions:
+    """Put predictions and truth of the labelled images together, sorted by image."""
+    import pandas as pd
+
+    names = ["image_id", "patient_id", *run.task.target_columns]
+    known = pd.DataFrame({name: list(truth[name]) for name in names}).astype({"image_id": str})
+    rows = table.assign(image_id=table["image_id"].astype(str))
+    columns = list(run.task.value_columns(run.classes))
+    both = known.merge(rows[["image_id", *columns]], on="image_id", validate="1:1")
+    if not len(known) or len(both) < len(known):
+        raise ValueError(f"{len(known)} images with a label, {len(both)} of them predicted")
+    problems = value_problems(both, run.classes, run.task)
+    if problems:
+        raise ValueError(problems[0])
+    if run.task.one_class:  # a CSV has six digits
+        both[columns] = both[columns].div(both[columns].sum(axis=1), axis=0)
+    return average(both, run.classes, run.task)
 
 
 def _shift(name: str, told: Mapping[str, Any]) -> Shift:

@@ -8,7 +8,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from histostore.errors import MissingExtra
-from zoo.report import figures, plots, text, words
+from zoo.metrics import metric_title
+from zoo.report import figures, overview, plots, text, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,7 +49,7 @@ def to_html(data: ReportData) -> str:
     style = (files("zoo.report") / "report.css").read_text(encoding="utf-8")
     digest = b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
     # Macros in other files see globals alone.
-    environment.globals |= {"data": data, "facts": data.facts, "t": text, "w": words, **_figures(data)}  # fmt: skip
+    environment.globals |= {"data": data, "facts": data.facts, "t": text, "w": words, "metric_title": metric_title, **_figures(data)}  # fmt: skip
     return environment.get_template("report.html.j2").render(
         style=Markup(style),  # noqa: S704 (our own file)
         style_digest=digest,
@@ -81,6 +82,7 @@ def _figures(data: ReportData) -> dict[str, Any]:
         "histogram": figures.histogram,
         "overlay": _overlay,
         "plots": plots,
+        "overview": overview,
     }
 
 
@@ -100,7 +102,7 @@ def _bounds(metric: str) -> tuple[float, float]:
 
 
 def _metric_chart(learning: Learning, name: str) -> Markup:
-    metric = text.in_words(learning.metric)
+    metric = metric_title(learning.metric)
     label = f"Learning curves of {name}: mean training and validation {metric} per epoch."
     if learning.peak is not None:
         epoch, value = learning.peak
@@ -114,7 +116,7 @@ def _metric_chart(learning: Learning, name: str) -> Markup:
 
 
 def _gap_chart(learning: Learning, name: str) -> Markup:
-    metric = text.in_words(learning.metric)
+    metric = metric_title(learning.metric)
     label = f"Overfit gap of {name}: by how much training {metric} is better, per epoch."
     if learning.gap is not None:
         label += f" In the last epoch it is {text.signed(learning.gap.mean[-1])}."

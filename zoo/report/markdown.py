@@ -6,8 +6,9 @@ import html
 import re
 from typing import TYPE_CHECKING
 
+from zoo.metrics import metric_title
 from zoo.report import words
-from zoo.report.text import duration, in_words, metric_name, number
+from zoo.report.text import duration, metric_name, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,7 +24,7 @@ def to_markdown(data: ReportData) -> str:
     """Write the report; every text from outside is escaped."""
     from zoo.report import markdown_parts as parts
 
-    blocks = [f"# {escaped(data.title)}", escaped(data.summary)]
+    blocks = [f"# {escaped(data.title)}", escaped(data.subtitle), escaped(data.summary)]
     blocks += [f"> {escaped(note)}" for note in data.notes]
     blocks += ["## What was compared", *_facts(data.facts)]
     blocks += ["## Leaderboard", *_leaderboards(data), _leaderboard_note(data)]
@@ -128,7 +129,7 @@ def _leaderboard_note(data: ReportData) -> str:
         )
     return (
         "Test images only, predictions averaged over seeds; in brackets the 95 % "
-        f"interval over {unit}. Differences are in {in_words(facts.metric)}, paired over the same "
+        f"interval over {unit}. Differences are in {metric_title(facts.metric)}, paired over the same "
         f"draws of {unit}, their p-values corrected for the number of runs (Holm).{guess}"
     )
 
@@ -164,9 +165,23 @@ def _patches(data: ReportData) -> list[str]:
 
 def _reproduce(data: ReportData) -> list[str]:
     fence = "```"
-    while any(fence in line for line in data.commands):
+    told = data.experiment.text if data.experiment else ""
+    while any(fence in line for line in (*data.commands, told)):
         fence += "`"
+    whole = []
+    if data.experiment is not None:
+        whole = [
+            "One command and one file led to all of this:",
+            "\n".join([f"{fence}sh", words.wrapped(data.experiment.command), fence]),
+            "\n".join([f"{fence}toml", told.rstrip(), fence]) if told else "",
+            *(
+                f"- failed: {escaped(name)}: {escaped(reason)}"
+                for name, reason in data.experiment.failed
+            ),
+            "Run by run:",
+        ]
     return [
+        *whole,
         "\n".join([f"{fence}sh", *map(words.wrapped, data.commands), fence]),
         table(["what", "digest"], [[escaped(a), _code(b)] for a, b in data.digests], n_words=2),
         table(["software", "version"], [[escaped(a), escaped(b)] for a, b in data.versions], n_words=2),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from zoo.metrics import metric_title
 from zoo.report import words
 from zoo.report.markdown import escaped, table
 from zoo.report.text import (
     bracket,
     duration,
     grouped,
-    in_words,
     metric_name,
     number,
     p_value,
@@ -67,7 +67,7 @@ def differences(data: ReportData) -> list[str]:
                 [escaped(run.name), f"{signed(told.value)} {ends}", p_value(told.p), *tests]
             )
     names = ["McNemar mid-p", "DeLong p"] if one_class else []
-    header = ["run", f"difference in {in_words(data.facts.metric)}", "bootstrap p", *names]
+    header = ["run", f"difference in {metric_title(data.facts.metric)}", "bootstrap p", *names]
     pairs = [
         [
             escaped(data.runs[pair.first - 1].name),
@@ -219,7 +219,7 @@ def _learning(learning: Learning) -> list[str]:
     rows = words.learning_rows(learning)
     if not rows:
         return [learning.note]
-    name = in_words(learning.metric)
+    name = metric_title(learning.metric)
     peak = ""
     if learning.peak is not None:
         epoch, value = learning.peak

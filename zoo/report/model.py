@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from zoo.report.sections import ClassRow, Cost, External, Judged, Operating, Pair, Ranks
+    from zoo.report.sections import (
+        ClassRow,
+        Cost,
+        Experiment,
+        External,
+        Judged,
+        Operating,
+        Pair,
+        Ranks,
+    )
 
 __all__ = [
     "ClassCount",
@@ -204,6 +213,11 @@ class PatchCounts:
     bins: tuple[tuple[int, int, int], ...]
     """(first, last, images): so many images have between first and last patches, both included."""
 
+    @property
+    def is_even(self) -> bool:
+        """Whether all images have as many patches, so that there is nothing to draw."""
+        return self.smallest == self.largest
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
@@ -244,8 +258,14 @@ class ReportData:
     """Everything in the report."""
 
     title: str
+    subtitle: str
+    """What was learned from what, in one line."""
+
     summary: str
     facts: Facts
+    experiment: Experiment | None
+    """Where all runs come from one."""
+
     runs: tuple[RunView, ...]
     n_full: int
     """So many of them, the best ones, are shown in full."""

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup, escape
 
 from zoo.intervals import SHARES
+from zoo.metrics import metric_title
+from zoo.report.overview import shortened
 from zoo.report.svg import Axis, axes, figure, line, path, rect, text, ticks
-from zoo.report.text import in_words, number
+from zoo.report.text import number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -204,7 +206,7 @@ def survival_chart(found: Survival, of: str) -> Markup:
 def rank_chart(ranks: Ranks) -> Markup:
     """Draw mean ranks as rows; runs that a bar joins do not lie apart (Demšar 2006, fig. 1)."""
     n, step, top = len(ranks.runs), 24, 44
-    left, bars = 176.0, 9.0 * len(ranks.groups)
+    left, bars = 214.0, 9.0 * len(ranks.groups)
     height = top + step * n + 40
     x = Axis(ticks=(1.0, float(n)), start=left, stop=_WIDTH - 20 - bars)
     parts = []
@@ -217,8 +219,7 @@ def rank_chart(ranks: Ranks) -> Markup:
     for i, (name, rank) in enumerate(zip(ranks.runs, ranks.ranks, strict=True)):
         y = top + step * (i + 0.5)
         height_of.setdefault(rank, []).append(y)
-        short = name if len(name) <= 20 else f"{name[:19]}…"
-        parts.append(text(left - 12, y + 4, short, "", "end"))
+        parts.append(text(left - 12, y + 4, shortened(name, 24), "", "end"))
         parts.append(
             f'<circle class="dot" cx="{x(rank)}" cy="{y}" r="5"><title>{escape(name)}: mean rank '
             f"{rank:.2f}</title></circle>"
@@ -265,11 +266,11 @@ def shift_chart(shifts: Sequence[Shift], of: str) -> Markup:
         parts.append(text(x(tick), height - 24, number(tick, x.digits), "tick", "middle"))
     for i, shift in enumerate(shown):
         y = top + step * (i + 0.5)
-        parts.append(text(x.start - 10, y + 4, in_words(shift.metric), "", "end"))
+        parts.append(text(x.start - 10, y + 4, metric_title(shift.metric), "", "end"))
         parts += _whisker(shift.own, x, y - 7, "c0")
         parts += _whisker(shift.here, x, y + 8, "c1")
     told = "; ".join(
-        f"{in_words(s.metric)} {number(s.own.value)} here, {number(s.here.value)} there"
+        f"{metric_title(s.metric)} {number(s.own.value)} here, {number(s.here.value)} there"
         for s in shown
     )
     parts.append(text((x.start + x.stop) / 2, height - 6, "score", "title", "middle"))

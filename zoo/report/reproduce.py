@@ -12,6 +12,7 @@ from zoo.split import VALIDATION_SHARE
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from zoo.report.sections import Experiment
     from zoo.run import Run
 
 __all__ = ["commands", "digests", "versions"]
@@ -32,9 +33,13 @@ def commands(
     return tuple(dict.fromkeys(line for line in lines if line))
 
 
-def digests(runs: Sequence[Run]) -> tuple[tuple[str, str], ...]:
+def digests(
+    runs: Sequence[Run], experiment: Experiment | None = None
+) -> tuple[tuple[str, str], ...]:
     """List what identifies the inputs, each once."""
     found: dict[tuple[str, str], None] = {}
+    if experiment is not None:
+        found["experiment", experiment.digest] = None
     for run in runs:
         document = run.document
         store = document.get("store") or {}
@@ -227,7 +232,7 @@ def _split_options(split: Mapping[str, Any]) -> list[str]:
 
 def _ensemble(run: Run) -> str:
     document = run.document
-    members = [str(m.get("path") or m.get("run")) for m in document.get("members") or ()]
+    members = [str(path) for path in run.member_paths()]
     rule = document.get("rule") or (document.get("head") or {}).get("settings", {}).get("rule")
     options = ["--rule", str(rule)] if rule else []
     options += ["--calibrate", str(document["calibrate"])] if document.get("calibrate") else []

@@ -13,6 +13,7 @@ __all__ = [
     "ClassCurves",
     "ClassRow",
     "Cost",
+    "Experiment",
     "External",
     "Judged",
     "Line",
@@ -172,7 +173,29 @@ class Cost:
     """Numbers in the file of one head; None where it is no file of arrays."""
     bytes_of_heads: int
     peak_memory_bytes: int | None
-    """As the run recorded it, where it did."""
+    """Most resident memory of a process that fitted, as the run recorded it, where it did."""
+    peak_device_memory_bytes: int | None = None
+    """Most memory of the GPU, likewise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experiment:
+    """The experiment that all runs come from."""
+
+    name: str
+    file: str
+    """Where it was read."""
+    text: str
+    """Its copy beside the runs; empty where there is none."""
+    command: str
+    """That does all of it again."""
+    digest: str
+    """SHA-256 of the file."""
+    n_runs: int
+    """Runs and ensembles that it led to."""
+    failed: tuple[tuple[str, str], ...]
+    """Name and reason."""
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from zoo.report.model import RunView
+    from zoo.report.sections import Experiment
     from zoo.run import Run
 
-__all__ = ["facts", "notes", "summary", "title"]
+__all__ = ["facts", "notes", "subtitle", "summary", "title"]
+
+MOST_NAMED = 5
+"""Classes that are named in one line; of more, only how many."""
 
 
 def facts(runs: Sequence[Run], metric: str) -> Facts:
@@ -56,17 +60,37 @@ def facts(runs: Sequence[Run], metric: str) -> Facts:
     )
 
 
-def title(n_runs: int, cohort_url: str) -> str:
-    """Name the report after the cohort, or its folder where the table's own name says nothing.
+def title(n_runs: int, cohort_url: str, experiment: Experiment | None = None) -> str:
+    """Name the report after the experiment, else the cohort, or its folder where the table's own name says nothing.
 
     Examples
     --------
-    >>> title(3, "s3://lab/lymphoma/cohort.csv"), title(1, "breast.parquet"), title(1, "")
-    ('3 runs on lymphoma', '1 run on breast', '1 run on one cohort')
+    >>> title(3, "s3://lab/lymphoma/cohort.csv"), title(1, "breast.parquet"), title(2, "")
+    ('Lymphoma: 3 runs compared', 'Breast: 1 run', '2 runs compared')
     """
     path = PurePosixPath(cohort_url)
-    name = path.parent.name if path.stem in {"cohort", "index", "table"} else path.stem
-    return f"{count(n_runs, 'run')} on {name or path.stem or 'one cohort'}"
+    says_nothing = path.stem in {"cohort", "data", "images", "index", "labels", "table"}
+    data = (path.parent.name if says_nothing else path.stem) or path.stem
+    runs, name = count(n_runs, "run"), experiment.name if experiment else ""
+    if name and data and name != data:
+        runs += f" on {data}"
+    elif n_runs > 1:
+        runs += " compared"
+    name = name or data
+    return f"{name[:1].upper()}{name[1:]}: {runs}" if name else runs
+
+
+def subtitle(facts: Facts) -> str:
+    """Say in one line what was learned, from how much, and how it was tested."""
+    names = [row.name for row in facts.classes]
+    listed = f": {prose_list(names)}" if 0 < len(names) <= MOST_NAMED else ""
+    kind = f"{len(names)} classes" if names else facts.task
+    words = [f"{facts.target} ({kind}{listed})", count(facts.n_images, "image")]
+    words += [count(facts.n_patients, "patient")] if facts.has_patients else []
+    folds = facts.split.get("n_folds")
+    words += [count(int(folds), "fold")] if folds else []
+    words += [count(len(facts.seeds), "seed")] if facts.seeds else []
+    return " · ".join(words)
 
 
 def summary(runs: Sequence[RunView], facts: Facts) -> str:
@@ -98,9 +122,9 @@ def summary(runs: Sequence[RunView], facts: Facts) -> str:
     )
 
 
-def notes(runs: Sequence[Run]) -> tuple[str, ...]:
-    """List the differences between runs that make their numbers hard to compare."""
-    leader, found = runs[0], []
+def notes(runs: Sequence[Run], experiment: Experiment | None = None) -> tuple[str, ...]:
+    """List the differences between runs that make their numbers hard to compare, and what failed."""
+    leader, found = runs[0], _of_experiment(experiment, len(runs))
     for what, key in (
         ("cohort", lambda run: (run.document.get("cohort") or {}).get("digest")),
         ("split", lambda run: (run.document.get("split") or {}).get("digest")),
@@ -125,6 +149,20 @@ def notes(runs: Sequence[Run]) -> tuple[str, ...]:
     if single:
         found.append(f"{_few(single)}: one seed only, so the spread over seeds is unknown.")
     return tuple(found)
+
+
+def _of_experiment(experiment: Experiment | None, n_runs: int) -> list[str]:
+    """Say what of an experiment is not in the report."""
+    if experiment is None:
+        return []
+    found = []
+    if experiment.failed:
+        named = _few([name for name, _ in experiment.failed])
+        more = "; the reasons stand under How to reproduce"
+        found.append(f"{len(experiment.failed)} of the experiment failed: {named}{more}.")
+    if n_runs < experiment.n_runs:
+        found.append(f"{n_runs} of the {experiment.n_runs} runs of the experiment are shown.")
+    return found
 
 
 def _few(names: Sequence[str], most: int = 6) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from zoo.metrics import higher_is_better
+from zoo.metrics import higher_is_better, metric_heading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +18,6 @@ __all__ = [
     "count",
     "duration",
     "grouped",
-    "in_words",
     "metric_name",
     "number",
     "p_value",
@@ -27,52 +26,17 @@ __all__ = [
     "size",
 ]
 
-_NAMES = {
-    "macro_f1": "Macro-F1",
-    "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced accuracy",
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "kappa": "Cohen’s κ (quadratic)",
-    "log_loss": "Log loss",
-    "brier": "Brier score",
-    "ece": "Calibration error",
-    "level_mae": "MAE in levels",
-    "hamming": "Hamming loss",
-    "mae": "MAE",
-    "rmse": "RMSE",
-    "r2": "R²",
-    "pearson": "Pearson’s r",
-    "spearman": "Spearman’s ρ",
-    "c_index": "C-index",
-    "c_index_ipcw": "C-index (IPCW)",
-    "subset_accuracy": "Subset accuracy",
-    "micro_f1": "Micro-F1",
-}
-
 
 def metric_name(key: str, *, short: bool = False) -> str:
-    """Name a metric; others than the known ones keep their own names.
+    """Name a metric in a heading, with its direction where that is not the usual one.
 
     Examples
     --------
-    >>> metric_name("macro_f1"), metric_name("ece"), metric_name("top_2")
-    ('Macro-F1', 'Calibration error (lower is better)', 'top 2')
+    >>> metric_name("macro_f1"), metric_name("log_loss")
+    ('Macro-F1', 'Log loss (lower is better)')
     """
     direction = "" if short or higher_is_better(key) else " (lower is better)"
-    return _NAMES.get(key, key.replace("_", " ")) + direction
-
-
-def in_words(key: str) -> str:
-    """Name a metric inside a sentence.
-
-    Examples
-    --------
-    >>> in_words("macro_f1"), in_words("accuracy"), in_words("auroc")
-    ('macro-F1', 'accuracy', 'AUROC')
-    """
-    name = metric_name(key, short=True)
-    return name[0].lower() + name[1:] if name[1:2].islower() else name
+    return metric_heading(key) + direction
 
 
 def p_value(p: float | None) -> str:
