@@ -12,28 +12,26 @@ import json
 import os
 import signal
 import sys
-import time
-from contextlib import contextmanager
 from difflib import get_close_matches
-from functools import partial, reduce
+from functools import partial, reduce, wraps
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from histostore.errors import HistostoreError, MissingExtra, refusal
+from histostore.progress import shown
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 SOME_FAILED = 3
 INTERRUPTED = 130
 
-SECONDS_BETWEEN_LINES = 30.0
-"""How often progress is told where there is no terminal to draw a bar on."""
-
-LIBRARIES_OF_ZOO = ("jinja2", "lightgbm", "lion_pytorch", "matplotlib", "safetensors", "sklearn", "threadpoolctl", "torch")  # fmt: skip
+LIBRARIES_OF_ZOO = ("jinja2", "lightgbm", "lion_pytorch", "markupsafe", "matplotlib", "safetensors", "sklearn", "threadpoolctl", "torch")  # fmt: skip
 
 
 class Commands(click.Group):
@@ -41,8 +39,6 @@ class Commands(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command and exit."""
-        from histostore.errors import HistostoreError, MissingExtra
-
         try:
             status = super().main(*args, **{**kwargs, "standalone_mode": False})
         except HistostoreError as error:
@@ -59,7 +55,7 @@ class Commands(click.Group):
                 raise
             _complain(str(MissingExtra.named(library, extra="zoo")))
         except (OSError, MemoryError) as error:
-            _complain(_reason(error))
+            _complain(refusal(error))
         sys.exit(status if isinstance(status, int) else 0)
 
     def resolve_command(
@@ -79,13 +75,6 @@ def _complain(message: str, problems: Sequence[str] = ()) -> None:
     sys.exit(1)
 
 
-def _reason(error: Exception) -> str:
-    """Say in one line what the operating system refused."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _start(group: click.Group) -> None:
     """Run a group as a process of its own."""
     for stream in (sys.stdout, sys.stderr):
@@ -98,16 +87,6 @@ def _start(group: click.Group) -> None:
     finally:
         # What is finished is being written; whoever asks again, will not wait for it.
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
-
-
-def histostore_main() -> None:
-    """Entry point of ``histostore``."""
-    _start(histostore_group)
-
-
-def zoo_main() -> None:
-    """Entry point of ``zoo``."""
-    _start(zoo_group)
 
 
 # What several commands share ---------------------------------------------------------------
@@ -129,16 +108,16 @@ def _key_values(_: click.Context, __: click.Parameter, pairs: Sequence[str]) -> 
     return found
 
 
-def _absolute(_: click.Context, __: click.Parameter, url: str) -> str:
-    """Give a local path from the root, so that what is recorded holds from anywhere."""
-    if not url:  # as of a shell's variable that is not set
+def _names(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str, ...]:
+    """Read ``NAME,NAME``, if any."""
+    return tuple(name.strip() for name in text.split(",")) if text else ()
+
+
+def _absolute(_: click.Context, __: click.Parameter, url: str | None) -> str | None:
+    """Give a local path, if any, from the root, so that what is recorded holds from anywhere."""
+    if url == "":  # as of a shell's variable that is not set
         raise click.BadParameter("is empty")
-    return url if "://" in url else str(Path(url).expanduser().absolute())
-
-
-def _absolute_if_given(ctx: click.Context, parameter: click.Parameter, url: str | None) -> str | None:  # fmt: skip
-    """Give a local path from the root, where there is one."""
-    return None if url is None else _absolute(ctx, parameter, url)
+    return url if url is None or "://" in url else str(Path(url).expanduser().absolute())
 
 
 def _completing(where: str) -> Callable[..., list[str]]:
@@ -165,6 +144,7 @@ run_argument = click.argument("run", type=click.Path())
 runs_argument = click.argument("runs", nargs=-1, required=True, type=click.Path())
 names_argument = partial(click.argument, "names", nargs=-1, metavar="[NAME]...")
 metric_option = click.option("--metric", metavar="NAME", help="To rank by; default: macro-F1, or the first of the task.")  # fmt: skip
+image_option = click.option("--image", "image_id", required=True, metavar="ID", help="Its image_id.")  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 feature_set_option = click.option("--feature-set", metavar="NAME", help="If STORE has several.", shell_complete=_completing("histostore.store:open_store"))  # fmt: skip
 head_option = partial(click.option, "--head", metavar="NAME", shell_complete=_completing("zoo.heads.catalog:HEADS"))  # fmt: skip
@@ -181,6 +161,18 @@ def choice(name: str, among: Sequence[str], meaning: str, *, required: bool = Fa
     """Make an option for one of some words, the first by default unless one must be named."""
     default: dict[str, Any] = {"required": True} if required else {"default": among[0]}
     return click.option(name, type=click.Choice(among), help=meaning, **default)
+
+
+def layout_option(*among: str) -> Decorator:
+    """Make the option for the files of others."""
+    return choice("--layout", among, "How others lay features out.", required=True)
+
+
+def file_option(meaning: str, **more: Any) -> Decorator:
+    """Make the option for a file to write."""
+    return click.option(
+        "-o", "--output", required=True, help=meaning, **{"metavar": "FILE", **more}
+    )
 
 
 def weights_option(meaning: str) -> Decorator:
@@ -201,16 +193,34 @@ def pairs(name: str, dest: str, meaning: str) -> Decorator:
     )
 
 
-storage_option = pairs(
-    "--storage-option",
-    "storage_options",
-    "For the storage driver, e.g. endpoint_url=http://localhost:9000; may be repeated.",
-)
-device_option = choice("--device", ("auto", "cpu", "cuda"), "auto takes a GPU where there is one.")
-FAILED = "that failed in the build; histostore info says why"
-TO_WRITE = "Directory to write, new or empty."
-DIRECTORY = click.Path(file_okay=False)
-output_option = click.option("-o", "--output", required=True, type=DIRECTORY, help=TO_WRITE)
+def with_options(*options: Decorator) -> Decorator:
+    """Give a command arguments and options, before its own."""
+    return lambda command: reduce(lambda done, option: option(done), reversed(options), command)
+
+
+class Printed(NamedTuple):
+    """What a command prints, and how it ends."""
+
+    document: Any
+    text: str
+    status: int = 0
+
+
+def printing(command: Callable[..., Any]) -> Callable[..., int]:
+    """Add ``--json``, and print what a command gives, after notes; images that failed are 3."""
+
+    @json_option
+    @wraps(command)
+    def printed(*, as_json: bool, **given: Any) -> int:
+        done = command(**given)
+        if not isinstance(done, Printed):
+            _note(*getattr(done, "notes", ()))
+            status = SOME_FAILED if getattr(done, "failed", ()) else 0
+            done = Printed(done.to_json(), done.to_text(), status)
+        _print(done.document, done.text, as_json=as_json)
+        return done.status
+
+    return printed
 
 
 def _print(document: Any, text: str, *, as_json: bool) -> None:
@@ -221,37 +231,24 @@ def _print(document: Any, text: str, *, as_json: bool) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Show steps done, of how many, and a message: a bar, or now and then a line."""
-    from rich import progress as rich
-    from rich.console import Console
+def _note(*notes: str) -> None:
+    """Say what is to be known beside a result."""
+    for note in notes:
+        click.echo(f"Note: {note}", err=True)
 
-    console = Console(stderr=True)
-    columns = (
-        rich.TextColumn(what),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TextColumn("{task.fields[message]}", markup=False),
-        rich.TimeElapsedColumn(),
-        rich.TextColumn("·"),
-        rich.TimeRemainingColumn(),
-    )
-    told = time.monotonic()
 
-    def line(done: int, total: int, message: str) -> None:
-        nonlocal told
-        if time.monotonic() - told >= SECONDS_BETWEEN_LINES:
-            told = time.monotonic()
-            click.echo(f"{what} {done:,}/{total:,}, {message}", err=True)
-
-    with rich.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None, message="")
-
-        def draw(done: int, total: int, message: str) -> None:
-            bar.update(task, completed=done, total=total, message=message)
-
-        yield draw if console.is_terminal else line
+storage_option = pairs(
+    "--storage-option",
+    "storage_options",
+    "For the storage driver, e.g. endpoint_url=http://localhost:9000; may be repeated.",
+)
+last_options = with_options(storage_option, printing)
+device_option = choice("--device", ("auto", "cpu", "cuda"), "auto takes a GPU where there is one.")
+mpp_option = click.option("--mpp", type=float, help="µm per pixel of the patches; default: as the image is.")  # fmt: skip
+annotated_option = click.option("--min-annotated", type=float, help="Least share of a patch in the annotations; default: its centre.")  # fmt: skip
+TO_WRITE = "Directory to write, new or empty."
+DIRECTORY = click.Path(file_okay=False)
+output_option = click.option("-o", "--output", required=True, type=DIRECTORY, help=TO_WRITE)
 
 
 # histostore --------------------------------------------------------------------------------
@@ -271,6 +268,17 @@ def histostore_group() -> None:
     """Embed histology images once, and keep the embeddings for good."""
 
 
+PATCHES = (
+    whole("--patch-size", "Patch edge in pixels.", default=256),
+    whole("--stride", "Distance of patches in pixels; default: their edge."),
+    mpp_option,
+    choice("--tissue", ("hsv", "otsu", "none"), "How tissue is told from glass."),
+    click.option("--min-tissue", default=0.1, help="Least tissue share of a patch."),
+    whole("--top-k", "Keep the N patches with most tissue."),
+    annotated_option,
+)
+
+
 def _shard(_: click.Context, __: click.Parameter, text: str) -> tuple[int, int]:
     """Read ``I/N``."""
     part, slash, parts = text.partition("/")
@@ -284,12 +292,7 @@ def _shard(_: click.Context, __: click.Parameter, text: str) -> tuple[int, int]:
 @store_argument
 @click.option("--encoder", default="texture", metavar="NAME", help="See: histostore encoders.", shell_complete=_completing("histostore.encoders.catalog:ENCODERS"))  # fmt: skip
 @weights_option("Weights on disk, instead of a download; of a+b: once per member.")
-@whole("--patch-size", "Patch edge in pixels.", default=256)
-@whole("--stride", "Distance of patches in pixels; default: their edge.")
-@click.option("--mpp", type=float, help="µm per pixel of the patches; default: as the image is.")
-@choice("--tissue", ("hsv", "otsu", "none"), "How tissue is told from glass.")
-@click.option("--min-tissue", default=0.1, help="Least tissue share of a patch.")
-@whole("--top-k", "Keep the N patches with most tissue.")
+@with_options(*PATCHES)
 @click.option("--augment", default="identity", help="Views, e.g. identity,rot90 or d4.")
 @click.option("--min-sharpness", type=float, metavar="F", help="Least variance of the Laplacian.")
 @click.option("--min-dark-share", type=float, metavar="F", help="Least share of grey below 220.")
@@ -310,113 +313,52 @@ def _shard(_: click.Context, __: click.Parameter, text: str) -> tuple[int, int]:
 @click.option("--shard", default="1/1", metavar="I/N", callback=_shard, help="Part I of N parts.")
 @whole("--limit", "The first N images only.")
 @click.option("--reembed-changed", is_flag=True, help="Embed again what has changed since.")
-@storage_option
-@json_option
-def build(cohort: str, store: str, shard: tuple[int, int], limit: int | None, workers: int | None, scheduler: str | None, reembed_changed: bool, stain_from: str | None, storage_options: dict[str, Any], as_json: bool, **given: Any) -> int:  # fmt: skip
+@last_options
+def build(cohort: str, store: str, shard: tuple[int, int], limit: int | None, workers: int | None, scheduler: str | None, reembed_changed: bool, stain_from: str | None, storage_options: dict[str, Any], **given: Any) -> Any:  # fmt: skip
     """Embed what STORE lacks of COHORT.
 
     COHORT is a CSV or Parquet table with the columns image_id and path. Nothing is computed
     twice: after a crash, or for more images, run it again. Images that fail are listed and
     recorded, and the exit status is 3; the next build tries them again.
     """
-    from histostore.build import build as build_store
-    from histostore.build.specify import settle_stain
-    from histostore.cohort import Cohort
+    from histostore.build.configure import build_options, build_part
 
-    images = Cohort.read(cohort, storage_options=storage_options)
-    with _progress("measuring stain") as show:
-        options, origin = settle_stain(
-            _build_options(**given),
-            images,
-            store,
-            source=stain_from,
-            storage_options=storage_options,
-            progress=lambda done, total: show(done, total, "images"),
-        )
-    if origin:
-        click.echo(f"Note: stain target {origin}", err=True)
-    images = images.shard(*shard)
-    images = images.limit(limit) if limit else images
-    began = time.monotonic()
-    with _progress("embedding images") as show:
-
-        def told(now: Any) -> None:
-            rate = now.n_patches / max(time.monotonic() - began, 1e-3)
-            failed = f" · {now.n_failed:,} failed" if now.n_failed else ""
-            show(now.n_images, now.n_total, f"{rate:,.0f} patches/s{failed}")
-
-        report = build_store(
-            images,
-            store,
-            options,
-            storage_options=storage_options,
-            workers=workers,
-            scheduler=scheduler,
-            progress=told,
-            reembed_changed=reembed_changed,
-        )
-    _print(report.to_json(), report.to_text(), as_json=as_json)
-    return SOME_FAILED if report.failed else 0
-
-
-def _build_options(*, encoder: str, augment: str, tissue: str, stain: str, dtype: str, **given: Any) -> Any:  # fmt: skip
-    """Turn the options of ``build`` into values."""
-    from histostore.build import BuildOptions, EncoderOptions
-    from histostore.grid import PatchGrid
-    from histostore.images.quality import QualityFilter
-    from histostore.images.tissue import TissueFilter
-    from histostore.views import is_seeded, parse_views
-
-    views = parse_views(augment)
-    n_square = sum(not is_seeded(view) for view in views)
-    if encoder in {"texture", "cell-graph"} and n_square > 1:
-        click.echo(
-            f"Note: {encoder} sees no difference between right-angle views: {n_square} of them "
-            f"cost {n_square} times as much and add nothing to one",
-            err=True,
-        )
-    return BuildOptions(
-        grid=PatchGrid(**{key: given.pop(key) for key in ("patch_size", "stride", "mpp")}),
-        tissue=TissueFilter(
-            method=tissue, **{key: given.pop(key) for key in ("min_tissue", "top_k")}
-        ),
-        quality=QualityFilter(
-            **{key: given.pop(key) for key in ("min_sharpness", "min_dark_share")}
-        ),
-        stain=stain,
-        encoder=EncoderOptions(name=encoder, **given),
-        views=views,
-        dtype=dtype,
+    options, notes = build_options(**given)
+    _note(*notes)
+    return build_part(
+        cohort,
+        store,
+        options,
+        stage=shown,
+        say=_note,
+        shard=shard,
+        limit=limit,
+        stain_from=stain_from,
+        storage_options=storage_options,
+        workers=workers,
+        scheduler=scheduler,
+        reembed_changed=reembed_changed,
     )
 
 
 @histostore_group.command()
 @store_argument
-@storage_option
-@json_option
-def info(store: str, storage_options: dict[str, Any], as_json: bool) -> None:
+@last_options
+def info(store: str, storage_options: dict[str, Any]) -> Any:
     """Say what STORE holds, what failed and why."""
     from histostore.store import open_store
-    from histostore.store.describe import describe
-    from histostore.text import failures, table
+    from histostore.store.describe import describe, summary
 
     found = [describe(features) for features in open_store(store, storage_options).values()]
-    columns = ("name", "encoder", "n_features", "dtype", "augmentations", "n_images", "n_patches", "n_fragments", "n_failed")  # fmt: skip
-    text = table(found, columns) if found else f"{store} holds no feature set yet"
-    for row in found:
-        failed = [(failure["image_id"], failure["reason"]) for failure in row["failed"]]
-        if failed:
-            title = f"failed in {row['name']}; the next build tries them again:"
-            text = "\n".join([text, title, *failures(failed)])
-    _print({"url": store, "feature_sets": found}, text, as_json=as_json)
+    text = summary(found) if found else f"{store} holds no feature set yet"
+    return Printed({"url": store, "feature_sets": found}, text)
 
 
 @histostore_group.command()
 @store_argument
 @feature_set_option
-@storage_option
-@json_option
-def ls(store: str, feature_set: str | None, storage_options: dict[str, Any], as_json: bool) -> None:
+@last_options
+def ls(store: str, feature_set: str | None, storage_options: dict[str, Any]) -> Any:
     """List the images in a feature set of STORE."""
     from histostore.store import open_store
     from histostore.store.describe import list_images
@@ -426,54 +368,39 @@ def ls(store: str, feature_set: str | None, storage_options: dict[str, Any], as_
     features = opened.feature_set(feature_set)
     for name in opened if feature_set is None else ():
         if name != features.name:  # it would be ambiguous which one is meant otherwise
-            click.echo(f"Note: left out feature set {name}, which holds no image", err=True)
+            _note(f"left out feature set {name}, which holds no image")
     rows = list_images(features)
-    _print(rows, table(rows), as_json=as_json)
+    return Printed(rows, table(rows))
 
 
 @histostore_group.command()
 @cohort_argument
 @output_option
-@whole("--patch-size", "Patch edge in pixels.", default=256)
-@whole("--stride", "Distance of patches in pixels; default: their edge.")
-@click.option("--mpp", type=float, help="µm per pixel of the patches; default: as the image is.")
-@choice("--tissue", ("hsv", "otsu", "none"), "How tissue is told from glass.")
-@click.option("--min-tissue", default=0.1, help="Least tissue share of a patch.")
-@whole("--top-k", "Keep the N patches with most tissue.")
+@with_options(*PATCHES)
 @whole("--limit", "The first N images only.")
-@storage_option
-@json_option
-def preview(cohort: str, output: str, patch_size: int, stride: int | None, mpp: float | None, tissue: str, min_tissue: float, top_k: int | None, limit: int | None, storage_options: dict[str, Any], as_json: bool) -> int:  # fmt: skip
+@last_options
+def preview(cohort: str, output: str, limit: int | None, storage_options: dict[str, Any], **given: Any) -> Any:  # fmt: skip
     """Draw which patches a build would take of COHORT.
 
     One picture per image, kept patches bright and outlined, and a page with all of them. The
     options are those of build. Images that cannot be read are listed, and the exit status is 3.
     """
+    from histostore.build.configure import patch_options
     from histostore.cohort import Cohort
-    from histostore.grid import PatchGrid
     from histostore.images.contact_sheet import preview_cohort
-    from histostore.images.tissue import TissueFilter
 
     images = Cohort.read(cohort, storage_options=storage_options)
     images = images.limit(limit) if limit else images
-    grid = PatchGrid(patch_size, stride, mpp)
-    kept = TissueFilter(method=tissue, min_tissue=min_tissue, top_k=top_k)
-    with _progress("drawing images") as show:
-        report = preview_cohort(
-            images,
-            output,
-            grid,
-            kept,
-            storage_options=storage_options,
-            progress=lambda done, total: show(done, total, ""),
+    grid, kept = patch_options(**given)
+    with shown("drawing images") as show:
+        return preview_cohort(
+            images, output, grid, kept, storage_options=storage_options, progress=show
         )
-    _print(report.to_json(), report.to_text(), as_json=as_json)
-    return SOME_FAILED if report.failed else 0
 
 
 @histostore_group.command()
-@json_option
-def encoders(as_json: bool) -> None:
+@printing
+def encoders() -> Any:
     """List the encoders there are."""
     from dataclasses import asdict
 
@@ -481,49 +408,38 @@ def encoders(as_json: bool) -> None:
     from histostore.text import table
 
     rows = [asdict(card) for card in known_encoders()]
-    text = table(rows, ("name", "n_features", "input_px", "licence", "summary"))
-    _print(rows, text, as_json=as_json)
+    return Printed(rows, table(rows, ("name", "n_features", "input_px", "licence", "summary")))
 
 
 @histostore_group.command()
 @click.argument("layout", type=click.Choice(["folder", "breakhis", "bach", "lymphoma", "nct-crc"]))
 @click.argument("folder", type=click.Path())
-@click.option(
-    "-o", "--output", required=True, type=click.Path(dir_okay=False), help="Table to write."
-)
+@file_option("Table to write.", type=click.Path(dir_okay=False))
 @click.option(
     "--map-labels",
     "mapping",
     metavar="OLD=NEW,…|NAME",
     help="Other labels, e.g. FL=other,MCL=other,CLL=CLL or bach-to-breakhis.",
 )
-@json_option
-def cohort(layout: str, folder: str, output: str, mapping: str | None, as_json: bool) -> None:  # fmt: skip
+@printing
+def cohort(layout: str, folder: str, output: str, mapping: str | None) -> Any:  # fmt: skip
     """Make a cohort table of the images in FOLDER.
 
     folder: one folder per class; those called train, val, test become the column split.
     breakhis, bach, lymphoma, nct-crc: those data sets, as published.
     """
-    from histostore import datasets
-    from histostore.labels import map_labels, parse_label_map
+    from histostore.tabulate import tabulate
 
-    labels = None if mapping is None else parse_label_map(mapping)
-    frame = getattr(datasets, layout.replace("-", "_"))(folder)
-    frame = frame if labels is None else map_labels(frame, labels)
-    datasets.write_cohort(frame, output)
-    counts = {str(label): int(n) for label, n in frame["label"].value_counts().items()}
-    text = f"{output}: {len(frame):,} images; " + ", ".join(f"{k} {v:,}" for k, v in counts.items())
-    _print({"path": output, "n_images": len(frame), "labels": counts}, text, as_json=as_json)
+    return tabulate(layout, folder, output, mapping)
 
 
 @histostore_group.command()
 @cohort_argument
 @click.option("--min-sharpness", default=75.0, metavar="F", help="Least variance of the Laplacian.")
 @click.option("--min-dark-share", default=0.4, metavar="F", help="Least share of grey below 220.")
-@click.option("-o", "--output", required=True, type=click.Path(), help="Table to write.")
-@storage_option
-@json_option
-def quality(cohort: str, min_sharpness: float, min_dark_share: float, output: str, storage_options: dict[str, Any], as_json: bool) -> int:  # fmt: skip
+@file_option("Table to write.", type=click.Path(), metavar="PATH")
+@last_options
+def quality(cohort: str, min_sharpness: float, min_dark_share: float, output: str, storage_options: dict[str, Any]) -> Any:  # fmt: skip
     """Measure the images of COHORT and say which are good enough.
 
     The table has image_id, sharpness, brightness, dark-share and passes. Images that cannot be
@@ -535,16 +451,11 @@ def quality(cohort: str, min_sharpness: float, min_dark_share: float, output: st
 
     wanted = QualityFilter(min_sharpness=min_sharpness, min_dark_share=min_dark_share)
     images = Cohort.read(cohort, storage_options=storage_options)
-    with _progress("measuring images") as show:
-        found = screen(
-            images,
-            wanted,
-            storage_options=storage_options,
-            progress=lambda done, total: show(done, total, ""),
-        )
+    with shown("measuring images") as show:
+        found = screen(images, wanted, storage_options=storage_options, progress=show)
     found.write(output)
-    _print({"path": output, **found.to_json()}, f"{output}: {found.to_text()}", as_json=as_json)
-    return SOME_FAILED if found.failed else 0
+    status = SOME_FAILED if found.failed else 0
+    return Printed({"path": output, **found.to_json()}, f"{output}: {found.to_text()}", status)
 
 
 @histostore_group.command()
@@ -554,9 +465,8 @@ def quality(cohort: str, min_sharpness: float, min_dark_share: float, output: st
 @weights_option("Weights of the encoder, for --repair.")
 @click.option("--cohort", metavar="COHORT", help="Where the images are now, for --repair.")
 @click.option("--accept-changed", is_flag=True, help="With --repair: from changed images, too.")
-@storage_option
-@json_option
-def verify(store: str, repair: bool, weights: str | None, cohort: str | None, accept_changed: bool, as_json: bool, **where: Any) -> int:  # fmt: skip
+@last_options
+def verify(store: str, repair: bool, weights: str | None, cohort: str | None, accept_changed: bool, **where: Any) -> Any:  # fmt: skip
     """Read all of STORE and name what is damaged.
 
     Every object is held against the digest that its commit record names. The exit status is 0
@@ -568,128 +478,93 @@ def verify(store: str, repair: bool, weights: str | None, cohort: str | None, ac
     from histostore.cohort import Cohort
     from histostore.store.verify import verify as check
 
-    with _progress("MiB read") as show:
-        where["progress"] = lambda done, total: show(done >> 20, total >> 20, "")
+    with shown("MiB read") as show:
+        where["progress"] = lambda done, total: show(done >> 20, total >> 20)
+        found: Any
         if repair:
             images = Cohort.read(cohort, where["storage_options"]) if cohort else None
             encoder = EncoderOptions(weights=weights)
-            mended = mend(store, encoder, cohort=images, accept_changed=accept_changed, **where)
-            found, status = (mended.to_json(), mended.to_text()), SOME_FAILED if mended.kept else 0
+            found = mend(store, encoder, cohort=images, accept_changed=accept_changed, **where)
+            status = SOME_FAILED if found.kept else 0
         else:
-            report = check(store, **where)
-            found, status = (report.to_json(), report.to_text()), 0 if report.ok else 1
-    _print(*found, as_json=as_json)
-    return status
+            found = check(store, **where)
+            status = 0 if found.ok else 1
+    return Printed(found.to_json(), found.to_text(), status)
 
 
 @histostore_group.command()
 @store_argument
 @feature_set_option
-@storage_option
-@json_option
-def compact(store: str, feature_set: str | None, storage_options: dict[str, Any], as_json: bool) -> int:  # fmt: skip
+@last_options
+def compact(store: str, feature_set: str | None, storage_options: dict[str, Any]) -> Any:  # fmt: skip
     """Merge small fragments of STORE into large ones.
 
     Without --feature-set, those of all of them. What is damaged is left as it is and listed,
     and the exit status is 3.
     """
-    from histostore.store import open_store
-    from histostore.store.compact import compact as merge
+    from histostore.store.compact import compact_store
 
-    open_store(store, storage_options)  # to read, first: nothing is made where nothing is
-    opened = open_store(store, storage_options, mode="a")
-    names = [feature_set] if feature_set else list(opened)
-    if not names:
-        opened.feature_set()  # says that there is none
-    reports = []
-    with _progress("fragments") as show:
-        for name in names:
-            told = partial(_named, show, name)
-            reports.append(merge(opened[name], progress=told))
-    documents = [report.to_json() for report in reports]
-    _print(documents, "\n".join(report.to_text() for report in reports), as_json=as_json)
-    return SOME_FAILED if any(report.skipped for report in reports) else 0
-
-
-def _named(show: Callable[[int, int, str], None], name: str, done: int, total: int) -> None:
-    """Tell of steps done in one feature set of several."""
-    show(done, total, name)
+    with shown("fragments") as show:
+        reports = compact_store(store, feature_set, storage_options=storage_options, progress=show)
+    status = SOME_FAILED if any(report.skipped for report in reports) else 0
+    text = "\n".join(report.to_text() for report in reports)
+    return Printed([report.to_json() for report in reports], text, status)
 
 
 @histostore_group.command()
 @store_argument
 @click.option("--min-age", default=24.0, metavar="HOURS", help="Leave what is younger.")
 @click.option("--dry-run", is_flag=True, help="Say what would go, and leave it.")
-@storage_option
-@json_option
-def gc(store: str, min_age: float, dry_run: bool, storage_options: dict[str, Any], as_json: bool) -> None:  # fmt: skip
+@last_options
+def gc(store: str, min_age: float, dry_run: bool, storage_options: dict[str, Any]) -> Any:  # fmt: skip
     """Remove from STORE what killed builds left behind.
 
     What a build that still runs may yet commit is younger than a day, and stays.
     """
     from histostore.store.gc import collect_garbage
 
-    report = collect_garbage(store, storage_options, min_age_s=min_age * 3600, dry_run=dry_run)
-    _print(report.to_json(), report.to_text(), as_json=as_json)
+    return collect_garbage(store, storage_options, min_age_s=min_age * 3600, dry_run=dry_run)
 
 
 @histostore_group.command("import")
 @click.argument("source", callback=_absolute)
 @store_argument
-@choice(
-    "--layout",
-    ("trident", "clam", "stamp", "slide2vec", "raw2features", "npz"),
-    "How others lay features out.",
-    required=True,
-)
+@layout_option("trident", "clam", "stamp", "slide2vec", "raw2features", "npz")
 @click.option("--name", help="The encoder, if you answer for it: sources of one name are joined.")
 @click.option("--mpp", type=float, help="µm per level-0 pixel of all images; for stamp alone.")
 @click.option("--cohort", "cohort_out", metavar="CSV", help="Write a table of the images here.")
-@storage_option
-@json_option
-def import_(source: str, store: str, layout: str, as_json: bool, **given: Any) -> int:
+@last_options
+def import_(source: str, store: str, layout: str, **given: Any) -> Any:
     """Bring into STORE what others computed, at SOURCE.
 
     What is there already is not read again; nothing in a file is executed. Files that are not
     sound are listed and recorded, and the exit status is 3.
     """
     from histostore.bridges import import_layout
+    from histostore.bridges.report import beside_patches
 
-    with _progress("importing images") as show:
-        report = import_layout(source, store, layout, progress=_patches(show), **given)
-    _print(report.to_json(), report.to_text(), as_json=as_json)
-    return SOME_FAILED if report.failed else 0
+    with shown("importing images") as show:
+        return import_layout(source, store, layout, progress=beside_patches(show), **given)
 
 
 @histostore_group.command()
 @store_argument
 @click.argument("target", callback=_absolute)
-@choice(
-    "--layout",
-    ("trident", "clam", "anndata", "parquet", "npz"),
-    "How others lay features out.",
-    required=True,
-)
+@layout_option("trident", "clam", "anndata", "parquet", "npz")
 @feature_set_option
 @click.option("--augmentation", default="identity", help="Stored view to write.")
 @click.option("--overwrite", is_flag=True, help="Write even if TARGET is there.")
-@storage_option
-@json_option
-def export(store: str, target: str, layout: str, as_json: bool, **given: Any) -> None:
+@last_options
+def export(store: str, target: str, layout: str, **given: Any) -> Any:
     """Write a feature set of STORE for other tools.
 
     Images that lack the view are left out and counted.
     """
     from histostore.bridges import export_layout
+    from histostore.bridges.report import beside_patches
 
-    with _progress("exporting images") as show:
-        report = export_layout(store, target, layout, progress=_patches(show), **given)
-    _print(report.to_json(), report.to_text(), as_json=as_json)
-
-
-def _patches(show: Callable[[int, int, str], None]) -> Callable[[Any], None]:
-    """Tell of images done and, beside them, of patches."""
-    return lambda now: show(now.n_images, now.n_total, f"{now.n_patches:,} patches")
+    with shown("exporting images") as show:
+        return export_layout(store, target, layout, progress=beside_patches(show), **given)
 
 
 # zoo ---------------------------------------------------------------------------------------
@@ -715,7 +590,7 @@ def zoo_group() -> None:
 TARGETS = (
     click.option("--target", default="label", help="Column of COHORT to predict."),
     choice("--task", ("auto", "classification", "ordinal", "multi-label", "regression", "survival"), "What --target holds; auto is classification."),
-    click.option("--levels", metavar="LOW,…,HIGH", help="Of ordinal; default: numbers in order."),
+    click.option("--levels", callback=_names, metavar="LOW,…,HIGH", help="Of ordinal; default: numbers in order."),
     click.option("--loss", metavar="NAME", help="regression: huber, squared; survival: cox, hazards."),
     whole("--intervals", "Intervals of time, for hazards.", default=4, low=2),
 )
@@ -741,8 +616,7 @@ FITTING = (
     whole("--workers", "Processes to fit in; default: what pays."),
     choice("--together", ("auto", "never", "always"), "All seeds of a fold at once; auto: on a GPU."),
     output_option,
-    storage_option,
-    json_option,
+    last_options,
 )
 FINETUNING = (
     cohort_argument,
@@ -754,56 +628,32 @@ FINETUNING = (
     whole("--seeds", "Trainings per fold, seeds 0, 1, …", default=1),
     whole("--px", "Side of the network's input; default: its own."),
     whole("--patches", "Most patches of an image, of networks that see bags; default: 400."),
-    click.option("--mpp", type=float, help="µm per pixel of the patches; default: as the image is."),
+    mpp_option,
     pairs("--set", "settings", "A setting of the recipe, or PHASE.KEY; may be repeated."),
     device_option,
     whole("--workers", "Processes that read images ahead; default: beside a GPU, up to 8.", low=0),
     output_option,
-    storage_option,
-    json_option,
+    last_options,
 )
 # fmt: on
 WHAT_TO_FIT = (store_argument, cohort_argument, head_option(help="See: zoo heads.", required=True))
 FILE_OR_STORE = (
     click.argument("store", callback=_absolute, metavar="STORE|FILE.toml"),
-    click.argument("cohort", required=False, callback=_absolute_if_given),
+    click.argument("cohort", required=False, callback=_absolute),
     head_option(help="Needed with STORE; see: zoo heads."),
 )
 
 
-def with_options(*options: Decorator) -> Decorator:
-    """Give a command arguments and options, before its own."""
-    return lambda command: reduce(lambda done, option: option(done), reversed(options), command)
+def _fit_with(fit_run: Callable[..., Any], spec: Any, recipe: Any, *, what: str, seeds: int, device: str, workers: int | None, together: str, output: str, **given: Any) -> Any:  # fmt: skip
+    """Read the bags of a cohort, deal the folds, fit, and print the run."""
+    from zoo.fit import Execution
+    from zoo.study import Study
 
-
-def fitting(*first: Decorator) -> Decorator:
-    """Give a command some arguments, then the options in :data:`FITTING`, before its own."""
-    return with_options(*first, *FITTING)
-
-
-def _fit_with(fit_run: Callable[..., Any], spec: Any, recipe: Any, *, what: str, store: str, cohort: str, feature_set: str | None, target: str, task: str, levels: str | None, loss: str | None, intervals: int, augmentation: str, train_views: str, test_views: str, seeds: int, device: str, workers: int | None, together: str, output: str, storage_options: dict[str, Any], as_json: bool, **dealing: Any) -> None:  # fmt: skip
-    """Open the bags of a cohort, deal the folds, fit, and print the run."""
-    from histostore.cohort import Cohort
-    from histostore.store import open_store
-    from zoo.bags import Bags
-    from zoo.fit import Execution, make_split
-    from zoo.tasks import Task
-
-    learned = Task.of(task, target, loss=loss, intervals=intervals)
-    spec.check_task(learned, recipe)
-    features = open_store(store, storage_options=storage_options).feature_set(feature_set)
-    images = Cohort.read(cohort, storage_options=storage_options, check_files=False)
-    names = tuple(name.strip() for name in levels.split(",")) if levels else ()
-    bags = Bags(features, images, target, augmentation, task=learned, levels=names)
-    for n, why in ((bags.n_unlabelled, f"without {target!r}"), (bags.n_failed, FAILED)):
-        if n:
-            click.echo(f"Note: left out {n:,} image{'s'[: n > 1]} {why}", err=True)
-    if train_views or test_views:
-        from zoo.manyviews import with_views
-
-        bags = with_views(bags, features, train=train_views, test=test_views)
-    split = make_split(bags, images, **dealing)
-    with _progress(what) as progress:
+    study = Study(**given)
+    spec.check_task(study.learned, recipe)
+    bags, split = study.read(say=_note)
+    with shown(what) as show:
+        machine = Execution(device=device, workers=workers, together=together, progress=show)
         run = fit_run(
             bags,
             spec,
@@ -811,18 +661,16 @@ def _fit_with(fit_run: Callable[..., Any], spec: Any, recipe: Any, *, what: str,
             recipe=recipe,
             seeds=seeds,
             out=output,
-            store_url=store,
-            execution=Execution(
-                device=device, workers=workers, together=together, progress=progress
-            ),
+            store_url=study.store,
+            execution=machine,
         )
-    _print(run.document, run.to_text(), as_json=as_json)
+    return Printed(run.document, run.to_text())
 
 
 @zoo_group.command()
-@fitting(*FILE_OR_STORE)
+@with_options(*FILE_OR_STORE, *FITTING)
 @click.option("--dry-run", is_flag=True, help="Of FILE.toml: say what would be fitted.")
-def fit(store: str, cohort: str | None, head: str | None, recipe: str, settings: dict[str, Any], dry_run: bool, **given: Any) -> int:  # fmt: skip
+def fit(store: str, cohort: str | None, head: str | None, recipe: str, settings: dict[str, Any], dry_run: bool, **given: Any) -> Any:  # fmt: skip
     """Fit a head over all folds and seeds, or all of FILE.toml.
 
     The images are those of COHORT, a CSV or Parquet table, with their embeddings in STORE.
@@ -839,18 +687,15 @@ def fit(store: str, cohort: str | None, head: str | None, recipe: str, settings:
         return _experiment(store, dry_run=dry_run, **given)
     if cohort is None or head is None or dry_run:
         missing = "--dry-run is for FILE.toml" if dry_run else "Missing option '--head'."
-        raise click.UsageError(
-            "Missing argument 'COHORT'." if cohort is None else missing, click.get_current_context()
-        )
+        raise click.UsageError("Missing argument 'COHORT'." if cohort is None else missing)
     from zoo.configure import configure
     from zoo.fit import fit_run
 
     spec, chosen = configure(head, recipe, settings)
-    _fit_with(fit_run, spec, chosen, what="fitting", store=store, cohort=cohort, **given)
-    return 0
+    return _fit_with(fit_run, spec, chosen, what="fitting", store=store, cohort=cohort, **given)
 
 
-def _experiment(path: str, *, dry_run: bool, output: str, storage_options: dict[str, Any], as_json: bool, **given: Any) -> int:  # fmt: skip
+def _experiment(path: str, *, dry_run: bool, output: str, storage_options: dict[str, Any], **given: Any) -> Any:  # fmt: skip
     """Do what a file asks for; refuse options whose place is in the file."""
     from zoo.experiments import conduct
     from zoo.fit import Execution
@@ -861,17 +706,13 @@ def _experiment(path: str, *, dry_run: bool, output: str, storage_options: dict[
         told = ctx.get_parameter_source(option.name or "")
         if option.name not in known and told == click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"{option.get_error_hint(ctx)} belongs into FILE.toml", ctx)
-    with _progress("fitting") as show:
+    with shown("fitting") as show:
         machine = Execution(progress=show, **{key: given[key] for key in where})
-        done = conduct(path, output, machine, storage_options=storage_options, dry_run=dry_run)
-    for note in done.notes:
-        click.echo(f"Note: {note}", err=True)
-    _print(done.to_json(), done.to_text(), as_json=as_json)
-    return SOME_FAILED if done.failed else 0
+        return conduct(path, output, machine, storage_options=storage_options, dry_run=dry_run)
 
 
 @zoo_group.command()
-@fitting(*WHAT_TO_FIT)
+@with_options(*WHAT_TO_FIT, *FITTING)
 @whole("--inner-folds", "Folds inside each training part.", default=3, low=2)
 @whole("--trials", "Most trials in each fold.", default=30)
 @click.option("--timeout", type=float, metavar="SECONDS", help="For the trials of all folds.")
@@ -879,7 +720,7 @@ def _experiment(path: str, *, dry_run: bool, output: str, storage_options: dict[
 @click.option("--metric", default="", metavar="NAME", help="Decides; default: the task's first.")
 @click.option("--prune", is_flag=True, help="End trials early that do worse than half.")
 @whole("--search-seed", "Decides what is tried.", default=0, low=0)
-def tune(head: str, recipe: str, settings: dict[str, Any], space: dict[str, Any], trials: int, timeout: float | None, inner_folds: int, metric: str, prune: bool, search_seed: int, **given: Any) -> None:  # fmt: skip
+def tune(head: str, recipe: str, settings: dict[str, Any], space: dict[str, Any], search_seed: int, **given: Any) -> Any:  # fmt: skip
     """Choose settings and fit a head, over all folds and seeds.
 
     In every fold, settings are tried on folds inside its training part; the best are fitted to
@@ -887,29 +728,23 @@ def tune(head: str, recipe: str, settings: dict[str, Any], space: dict[str, Any]
     that of fit, and says which settings each fold got. A search that was stopped goes on where
     it was when the same command is run again.
     """
+    from zoo import tuning
     from zoo.configure import configure
-    from zoo.tuning import Search, default_space, read_space
-    from zoo.tuning import tune as tune_run
 
     spec, chosen = configure(head, recipe, settings)
-    fixed = tuple(settings)
-    search = Search(
-        space=read_space(space, spec, chosen, fixed=fixed)
-        if space
-        else default_space(spec, chosen, fixed=fixed),
-        trials=trials,
-        timeout=timeout,
-        inner_folds=inner_folds,
-        metric=metric,
-        prune=prune,
-        seed=search_seed,
+    spaces = partial(tuning.read_space, space) if space else tuning.default_space
+    limits = {
+        key: given.pop(key) for key in ("trials", "timeout", "inner_folds", "metric", "prune")
+    }
+    search = tuning.Search(
+        space=spaces(spec, chosen, fixed=tuple(settings)), seed=search_seed, **limits
     )
-    _fit_with(partial(tune_run, search=search), spec, chosen, what="tuning", **given)
+    return _fit_with(partial(tuning.tune, search=search), spec, chosen, what="tuning", **given)
 
 
 @zoo_group.command()
 @with_options(*FINETUNING)
-def finetune(cohort: str, model: str, recipe: str, settings: dict[str, Any], target: str, task: str, levels: str | None, loss: str | None, intervals: int, device: str, workers: int | None, output: str, storage_options: dict[str, Any], as_json: bool, weights: str | None, px: int | None, patches: int | None, mpp: float | None, **given: Any) -> int:  # fmt: skip
+def finetune(cohort: str, model: str, recipe: str, settings: dict[str, Any], target: str, task: str, levels: tuple[str, ...], loss: str | None, intervals: int, device: str, workers: int | None, output: str, storage_options: dict[str, Any], weights: str | None, px: int | None, patches: int | None, mpp: float | None, **given: Any) -> Any:  # fmt: skip
     """Train a network on pixels, over all folds and seeds.
 
     The output is a run as that of fit: the same images have the same folds, so compare, ensemble
@@ -925,22 +760,21 @@ def finetune(cohort: str, model: str, recipe: str, settings: dict[str, Any], tar
     from zoo.tasks import Task
 
     learned = Task.of(task, target, loss=loss, intervals=intervals)
-    names = tuple(name.strip() for name in levels.split(",")) if levels else ()
     table = Cohort.read(cohort, storage_options=storage_options)
-    with _progress("training") as progress:
+    with shown("training") as progress:
         run = finetune_images(
-            read_images(table, learned, names),
+            read_images(table, learned, levels),
             FinetuneSpec(model=model, weights=weights, px=px, patches=patches, mpp=mpp),
             preset(recipe, **settings),
             out=output,
             storage_options=storage_options,
             machine=Machine(device=device, workers=workers),
-            say=lambda line: click.echo(f"Note: {line}", err=True),
+            say=_note,
             progress=progress,
             **given,
         )
-    _print(run.document, run.to_text(), as_json=as_json)
-    return SOME_FAILED if run.document["cohort"]["n_failed"] else 0
+    status = SOME_FAILED if run.document["cohort"]["n_failed"] else 0
+    return Printed(run.document, run.to_text(), status)
 
 
 @zoo_group.command()
@@ -948,43 +782,41 @@ def finetune(cohort: str, model: str, recipe: str, settings: dict[str, Any], tar
 @choice(
     "--rule",
     ("mean", "rank", "weighted", "greedy", "stack"),
-    "Mean of probabilities, or of their ranks; or weights learned from other folds.",
+    "Mean of predictions, or of their ranks; or weights learned from other folds.",
 )
 @choice(
-    "--calibrate",
-    ("none", "temperature"),
-    "Make the result as sure as other folds say it may be.",
+    "--calibrate", ("none", "temperature"), "Make the result as sure as other folds say it may be."
 )
 @output_option
-@json_option
-def ensemble(runs: tuple[str, ...], rule: str, calibrate: str, output: str, as_json: bool) -> None:
+@printing
+def ensemble(runs: tuple[str, ...], rule: str, calibrate: str, output: str) -> Any:
     """Combine the predictions of RUNS into one run.
 
     Only what was not seen in training is combined: the runs must share images and folds.
 
-    What weighted (a weighted mean), greedy (selection with replacement), stack (a logistic model)
-    and --calibrate learn for one fold, they learn from the other folds of its repeat.
+    What weighted (a weighted mean), greedy (selection with replacement), stack (a logistic model;
+    of numbers, a linear one) and --calibrate learn for one fold, they learn from the other folds of
+    its repeat, by the loss of the task. Members are found again where RUNS and the result move together.
     """
     from zoo.ensembles import ensemble as combine
     from zoo.ensembles import learned_text
 
     made = combine(runs, rule=rule, out=output, calibrate=calibrate)
     text = "\n".join(filter(None, [made.to_text(), learned_text(made.document)]))
-    _print(made.document, text, as_json=as_json)
+    return Printed(made.document, text)
 
 
 @zoo_group.command()
 @run_argument
 @store_argument
-@click.argument("cohort", required=False, callback=_absolute_if_given)
+@click.argument("cohort", required=False, callback=_absolute)
 @feature_set_option
 @click.option("--augmentation", metavar="NAMES", help="Stored views to average; default: as run.")
-@click.option("--target", metavar="COLUMN", help="With the class; default: that of the training.")
+@click.option("--target", metavar="COLUMN", help="With the truth; default: as the training.")
 @click.option("--label-map", metavar="OLD=NEW,…", help="Labels of COHORT as the run's; or a name.")
-@click.option("-o", "--output", required=True, metavar="FILE", help="To write, .csv or .parquet.")
-@storage_option
-@json_option
-def predict(run: str, store: str, cohort: str | None, output: str, as_json: bool, **given: Any) -> None:  # fmt: skip
+@file_option("To write, .csv or .parquet.")
+@last_options
+def predict(run: str, store: str, cohort: str | None, output: str, **given: Any) -> Any:  # fmt: skip
     """Predict the images of STORE with all heads of RUN.
 
     RUN is a run or an ensemble. Images are those of COHORT, or all. Where COHORT has labels, the
@@ -998,7 +830,7 @@ def predict(run: str, store: str, cohort: str | None, output: str, as_json: bool
 
     check_output(output)
     asked = Run.load(run)
-    with _progress("predicting") as progress:
+    with shown("predicting") as progress:
         if on_pixels(asked):
             from zoo.pixel_prediction import predict_cohort
 
@@ -1007,31 +839,20 @@ def predict(run: str, store: str, cohort: str | None, output: str, as_json: bool
             made = predict_cohort(asked, cohort or store, progress=progress, **given)
         else:
             made = predict_images(asked, store, cohort, progress=progress, **given)
-    for note in made.notes:
-        click.echo(f"Note: {note}", err=True)
     made.write(output)
-    _print(made.to_json(), made.to_text(), as_json=as_json)
+    return made
 
 
 @zoo_group.command()
 @run_argument
 @store_argument
-@click.option("--image", "image_id", required=True, metavar="ID", help="Its image_id.")
-@click.option("--cohort", callback=_absolute_if_given, help="Says where the image is now.")
+@image_option
+@click.option("--cohort", callback=_absolute, help="Says where the image is now.")
 @feature_set_option
 @click.option("--unseen", is_flag=True, help="Ask only heads that were not trained on it.")
-@click.option(
-    "-o",
-    "--output",
-    "outputs",
-    required=True,
-    multiple=True,
-    metavar="FILE",
-    help="To write, .png, .geojson (for QuPath) or .csv; may be repeated.",
-)
-@storage_option
-@json_option
-def explain(run: str, store: str, image_id: str, outputs: tuple[str, ...], as_json: bool, **given: Any) -> None:  # fmt: skip
+@file_option("To write, .png, .geojson (for QuPath) or .csv; may be repeated.", multiple=True)
+@last_options
+def explain(run: str, store: str, image_id: str, output: tuple[str, ...], **given: Any) -> Any:  # fmt: skip
     """Show which patches of an image RUN looked at.
 
     Draws the attention of all heads over the image; where no head has attention, what leaving
@@ -1040,23 +861,20 @@ def explain(run: str, store: str, image_id: str, outputs: tuple[str, ...], as_js
     from zoo.explaining import check_outputs
     from zoo.explaining import explain as explain_image
 
-    check_outputs(outputs)
+    check_outputs(output)
     told = explain_image(run, store, image_id, **given)
-    for note in told.notes:
-        click.echo(f"Note: {note}", err=True)
-    told.write(*outputs)
-    _print(told.to_json(), told.to_text(), as_json=as_json)
+    told.write(*output)
+    return told
 
 
 @zoo_group.command()
 @runs_argument
 @cohort_argument
-@click.option("--image", "image_id", required=True, metavar="ID", help="Its image_id.")
+@image_option
 @click.option("--class", "asked", metavar="NAME", help="Ask about it; default: what is predicted.")
-@click.option("-o", "--output", required=True, metavar="PNG", help="To write.")
-@storage_option
-@json_option
-def cam(runs: tuple[str, ...], cohort: str, image_id: str, output: str, as_json: bool, **given: Any) -> None:  # fmt: skip
+@file_option("To write.", metavar="PNG")
+@last_options
+def cam(runs: tuple[str, ...], cohort: str, image_id: str, output: str, **given: Any) -> Any:  # fmt: skip
     """Show where networks of zoo finetune look in an image.
 
     RUNs stand side by side. Networks that see whole images are asked by Grad-CAM++, those that see bags show their
@@ -1067,12 +885,12 @@ def cam(runs: tuple[str, ...], cohort: str, image_id: str, output: str, as_json:
     check_output(output)
     told = look_at(runs, cohort, image_id, **given)
     told.write(output)
-    _print(told.to_json(), told.to_text(), as_json=as_json)
+    return told
 
 
 @zoo_group.command()
 @run_argument
-@click.option("--store", callback=_absolute_if_given, help="The training's; default: as RUN says.")
+@click.option("--store", callback=_absolute, help="The training's; default: as RUN says.")
 @weights_option("Weights of the encoder on disk, instead of a download.")
 @device_option
 @click.option("--abstain-below", type=float, metavar="P", help="Name no class below this confidence; default: chosen on validation images.")  # fmt: skip
@@ -1093,20 +911,16 @@ def app(run: str, host: str, port: int, max_mb: float, open_browser: bool, as_js
 
     server = Server(host=host, port=port, max_mb=max_mb, open_browser=open_browser)
     predictor = Predictor.open(run, **given)
-    for note in predictor.notes:
-        click.echo(f"Note: {note}", err=True)
-    serve(
-        predictor,
-        server,
-        ready=lambda url: _print({"url": url}, f"{url}  (Ctrl-C ends it)", as_json=as_json),
-    )
+    _note(*predictor.notes)
+    told = partial(_print, as_json=as_json)
+    serve(predictor, server, ready=lambda url: told({"url": url}, f"{url}  (Ctrl-C ends it)"))
 
 
 @zoo_group.command()
 @runs_argument
 @metric_option
-@json_option
-def compare(runs: tuple[str, ...], metric: str | None, as_json: bool) -> None:
+@printing
+def compare(runs: tuple[str, ...], metric: str | None) -> Any:
     """Rank RUNS, with intervals over patients.
 
     Each is compared to the best on the same draws of patients. Where they were fitted on several
@@ -1114,8 +928,7 @@ def compare(runs: tuple[str, ...], metric: str | None, as_json: bool) -> None:
     """
     from zoo.comparison import compare as compare_runs
 
-    comparison = compare_runs(runs, metric=metric)
-    _print(comparison.to_json(), comparison.to_text(), as_json=as_json)
+    return compare_runs(runs, metric=metric)
 
 
 @zoo_group.command()
@@ -1125,9 +938,8 @@ def compare(runs: tuple[str, ...], metric: str | None, as_json: bool) -> None:
 @click.option("--external", multiple=True, metavar="FILE", help="Predictions of labelled images, by zoo predict; may be repeated.")  # fmt: skip
 @whole("--full", "Runs shown in full, the best; all stand in the tables.", default=10)
 @click.option("--cohort", help="The table, where it has moved since.")
-@storage_option
-@json_option
-def report(runs: tuple[str, ...], output: str, full: int, as_json: bool, **given: Any) -> None:
+@last_options
+def report(runs: tuple[str, ...], output: str, full: int, **given: Any) -> Any:
     """Write a page about RUNS: HTML, Markdown, JSON.
 
     With --external, it holds the external test of a run on another cohort, and the drop.
@@ -1135,7 +947,7 @@ def report(runs: tuple[str, ...], output: str, full: int, as_json: bool, **given
     from zoo.report import write_report
 
     page = write_report(runs, output, n_full=full, **given)
-    _print({"path": str(page)}, str(page), as_json=as_json)
+    return Printed({"path": str(page)}, str(page))
 
 
 @zoo_group.command()
@@ -1162,17 +974,21 @@ def recipes(names: tuple[str, ...], as_json: bool) -> None:
 
 @zoo_group.command()
 @click.option("-o", "--output", default="demo", type=DIRECTORY, help=TO_WRITE)
-@json_option
-def demo(output: str, as_json: bool) -> None:
+@printing
+def demo(output: str) -> Any:
     """Go the whole way on synthetic images.
 
     Draws them, builds a store, fits heads, makes an ensemble and a report.
     """
     from zoo.demo import run_demo
 
-    done = run_demo(output, say=lambda line: click.echo(line, err=True))
-    _print(done.to_json(), done.to_text(), as_json=as_json)
+    return run_demo(output, say=partial(click.echo, err=True))
 
+
+histostore_main = partial(_start, histostore_group)
+"""Entry point of ``histostore``."""
+zoo_main = partial(_start, zoo_group)
+"""Entry point of ``zoo``."""
 
 if __name__ == "__main__":
     histostore_main()

@@ -29,10 +29,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import statistics
 import tempfile
 import threading
-import time
 from pathlib import Path
 from typing import Self
 
@@ -41,7 +39,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from benchmarks.measure import Ratio
+from benchmarks.measure import Ratio, medians
 from benchmarks.trainers import against_torchmil
 from histostore.cohort import Cohort
 from histostore.store import FeatureSet, open_store
@@ -149,7 +147,6 @@ def compare(
     head = spec("gated-mil", standardise=False)
     batches = arrange(bags.embedding, bags.lengths, bags.labels, device=_CPU)
     once = recipe(epochs=1, lr=2e-4, precision=precision)
-    ours, theirs = [], []
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         module = head.build(bags.n_features, len(bags.classes))
@@ -158,19 +155,17 @@ def compare(
         loader = torch.utils.data.DataLoader(
             Files(Path(folder), bags), batch_size=1, shuffle=True, collate_fn=_first
         )
-        for _ in range(epochs + 1):
-            start = time.perf_counter()
-            train(module, batches, None, recipe=once, n_classes=len(bags.classes))
-            ours.append(time.perf_counter() - start)
-            start = time.perf_counter()
-            their_epoch(plain, loader, optimiser)
-            theirs.append(time.perf_counter() - start)
+        mine, other = medians(
+            epochs,
+            lambda: train(module, batches, None, recipe=once, n_classes=len(bags.classes)),
+            lambda: their_epoch(plain, loader, optimiser),
+            unused=1,
+        )
     plain.eval()
     with torch.inference_mode():
         guess = [int(plain(torch.from_numpy(bag.embedding.copy())).argmax()) for bag in test]
     ours_epochs = max(30, epochs)
     fitted = head.fit(bags, recipe=recipe(epochs=ours_epochs, precision=precision))
-    mine, other = statistics.median(ours[1:]), statistics.median(theirs[1:])
     right = float(np.mean(fitted.predict_proba(test).argmax(1) == test.labels))
     theirs_right = float(np.mean(np.array(guess) == test.labels))
     return Ratio(
@@ -232,7 +227,6 @@ def beyond_memory(*, n_bags: int, n_patches: int, n_features: int, epochs: int) 
     """Time epochs on a mapped cohort of ten times the memory budget, and on one in memory."""
     once = recipe(epochs=1, batch_size=8)
     budget = n_bags * n_patches * n_features * 4 // 10
-    seconds: list[list[float]] = [[], []]
     with tempfile.TemporaryDirectory() as folder:
         features, cohort = _stored(
             Path(folder), n_bags=n_bags, n_patches=n_patches, n_features=n_features
@@ -245,12 +239,11 @@ def beyond_memory(*, n_bags: int, n_patches: int, n_features: int, epochs: int) 
             stored = arrange_stored(rows, bags.starts, bags.lengths, bags.labels)
             train(module, stored, None, recipe=once, n_classes=len(_CLASSES))
         held = arrange(learnt(bags.embedding), bags.lengths, bags.labels, device=_CPU)
-        for _ in range(epochs):
-            for times, batches in zip(seconds, (stored, held), strict=True):
-                start = time.perf_counter()
-                train(module, batches, None, recipe=once, n_classes=len(_CLASSES))
-                times.append(time.perf_counter() - start)
-    mine, other = map(statistics.median, seconds)
+        mine, other = medians(
+            epochs,
+            lambda: train(module, stored, None, recipe=once, n_classes=len(_CLASSES)),
+            lambda: train(module, held, None, recipe=once, n_classes=len(_CLASSES)),
+        )
     return Ratio(
         name="epoch on a store ten times the memory budget",
         ours_s=mine,
@@ -272,15 +265,18 @@ def seeds_together(bags: Bags, kind: str, *, n_seeds: int, epochs: int, repeats:
     if kind == "cuda" and not torch.cuda.is_available():
         return Ratio.skipped(name, baseline=told, reason="torch sees no GPU", target=target)
     head, recipe_ = spec("gated-mil"), recipe(epochs=epochs)
-    ways = (("never", 1), ("always", n_seeds), ("never", n_seeds))
-    seconds: list[list[float]] = [[] for _ in ways]
-    for _ in range(repeats + 1):
-        for times, (together, count) in zip(seconds, ways, strict=True):
-            start = time.perf_counter()
-            # A fit ends with its weights on the CPU, so the GPU is done by then.
-            head.fit_many(bags, None, recipe_, range(count), device=kind, together=together)
-            times.append(time.perf_counter() - start)
-    one, stacked, apart = (statistics.median(times[1:]) for times in seconds)
+
+    def fit(count: int, together: str) -> None:
+        # A fit ends with its weights on the CPU, so the GPU is done by then.
+        head.fit_many(bags, None, recipe_, range(count), device=kind, together=together)
+
+    one, stacked, apart = medians(
+        repeats,
+        lambda: fit(1, "never"),
+        lambda: fit(n_seeds, "always"),
+        lambda: fit(n_seeds, "never"),
+        unused=1,
+    )
     return Ratio(
         name=name,
         ours_s=stacked,

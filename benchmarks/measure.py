@@ -137,6 +137,22 @@ def best_of(function: Callable[[], object], repeats: int) -> float:
     return statistics.median(seconds)
 
 
+def medians(turns: int, *functions: Callable[[], object], unused: int = 0) -> list[float]:
+    """Time functions in turn, so that a change of the machine's speed hits all: median seconds.
+
+    Parameters
+    ----------
+    turns
+        How often each is called and timed.
+    functions
+        What to time.
+    unused
+        So many turns come before, and do not count.
+    """
+    seconds = [[best_of(function, 1) for function in functions] for _ in range(unused + turns)]
+    return [statistics.median(column) for column in zip(*seconds[unused:], strict=True)]
+
+
 def machine() -> dict[str, object]:
     """Facts without which a number means nothing."""
     return {

@@ -23,7 +23,7 @@ import time
 from datetime import UTC, datetime
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import imagecodecs
 import numpy as np
@@ -46,6 +46,7 @@ from benchmarks.peaks import peak_mib
 from histostore.build import BuildOptions, EncoderOptions, build
 from histostore.encoders.base import EncoderIdentity
 from histostore.grid import PatchGrid
+from histostore.images.tissue import TissueFilter
 
 class Cheap:
     identity = EncoderIdentity(name="cheap")
@@ -59,12 +60,33 @@ class Options(EncoderOptions):
     def load(self):
         return Cheap()
 
-cohort, store = json.loads(sys.argv[1])
+cohort, store, patch_size, tissue = json.loads(sys.argv[1])
 report = build(cohort, store, BuildOptions(
-    encoder=Options(name="cheap"), grid=PatchGrid(patch_size=256), dtype="float16",
+    encoder=Options(name="cheap"), grid=PatchGrid(patch_size=patch_size),
+    tissue=TissueFilter(**tissue), dtype="float16",
 ))
 print(json.dumps([report.n_patches, peak_mib()]))
 """
+
+
+def peak_of(cohort: Path, store: Path, *, patch_size: int = 256, **tissue: Any) -> tuple[int, int]:
+    """Build in a process of its own; give patches embedded and the most it held, in MiB.
+
+    Parameters
+    ----------
+    cohort, store
+        Where they are.
+    patch_size
+        Edge of a patch in pixels.
+    tissue
+        Of the tissue filter.
+    """
+    arguments = json.dumps([str(cohort), str(store), patch_size, tissue])
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, arguments], check=True, capture_output=True, text=True
+    )
+    n_patches, peak = json.loads(done.stdout.splitlines()[-1])
+    return n_patches, peak
 
 
 def write_slide(path: Path, edge: int) -> None:
@@ -97,13 +119,7 @@ def measure(folder: Path, edge: int) -> dict[str, float]:
     write_slide(folder / "slide.tif", edge)
     (folder / "cohort.csv").write_text("image_id,path\nslide,slide.tif\n")
     began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, json.dumps([str(folder / "cohort.csv"), str(folder / "s")])],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    n_patches, peak = json.loads(done.stdout.splitlines()[-1])
+    n_patches, peak = peak_of(folder / "cohort.csv", folder / "s")
     seconds = time.perf_counter() - began
     return {"edge": edge, "n_patches": n_patches, "peak_mib": peak, "seconds": round(seconds, 1)}
 

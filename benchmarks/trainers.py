@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.measure import Ratio
+from benchmarks.measure import Ratio, medians
 from histostore.encoders.torchvision_guard import declare_missing_operators
 from zoo.heads.catalog import spec
 from zoo.recipes import recipe
@@ -48,7 +46,6 @@ def against_torchmil(name: str, bags: Bags, test: Bags, *, batch_size: int, epoc
         from torchmil.utils import Trainer
     except ImportError:
         return Ratio.skipped(name, baseline=told, reason="torchmil is not installed")
-    ours, theirs = [], []
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         project = nn.Sequential(nn.Linear(bags.n_features, _WIDTH), nn.ReLU(), nn.Dropout(_DROPOUT))
@@ -64,19 +61,18 @@ def against_torchmil(name: str, bags: Bags, test: Bags, *, batch_size: int, epoc
         head = spec("abmil", hidden=_WIDTH, attention=_ATTENTION, standardise=False)
         module = head.build(bags.n_features, 2)
         batches = arrange(bags.embedding, bags.lengths, bags.labels, device=torch.device("cpu"))
-        for _ in range(epochs + 1):
-            start = time.perf_counter()
-            train(module, batches, None, recipe=recipe(epochs=1, lr=2e-4), n_classes=2)
-            ours.append(time.perf_counter() - start)
-            start = time.perf_counter()
-            trainer.train(1, loader, one)
-            theirs.append(time.perf_counter() - start)
+        once = recipe(epochs=1, lr=2e-4)
+        mine, other = medians(
+            epochs,
+            lambda: train(module, batches, None, recipe=once, n_classes=2),
+            lambda: trainer.train(1, loader, one),
+            unused=1,
+        )
     right = float(np.mean(head.fit(bags).predict_proba(test).argmax(1) == test.labels))
     model.eval()
     with torch.inference_mode():
         risen = [float(model(torch.from_numpy(bag.embedding.copy())[None])) > 0 for bag in test]
     theirs_right = float(np.mean(np.array(risen) == test.labels))
-    mine, other = statistics.median(ours[1:]), statistics.median(theirs[1:])
     return Ratio(
         name=name,
         ours_s=mine,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
-import signal
 import sys
-from contextlib import suppress
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import click
@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import cli
+from histostore import progress
 from histostore.bridges import EXPORTS, IMPORTS
-from tests.commands import BUILD, ROOT, begin, call, end, make_cohort, start
+from tests.commands import BUILD, ROOT, begin, call, end, make_cohort
 from zoo.metrics import METRICS
 
 COMMANDS = [
@@ -41,9 +42,11 @@ def study(tmp_path_factory):
         ("zoo", "ensemble", folder / "runs/one", folder / "runs/two", "-o", folder / "runs/both"),
         (*(word.format(folder) for word in FINETUNE), "-o", folder / "runs/network"),
     ]
-    for step in steps:
-        done = call(*step)
-        assert (done.code, done.err) == (0, ""), step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress, "SECONDS_BETWEEN_LINES", np.inf)  # however slow the machine is
+        for step in steps:
+            done = call(*step)
+            assert (done.code, done.err) == (0, ""), step
     return folder
 
 
@@ -368,92 +371,26 @@ def test_without_any_extra_stores_are_built_and_heads_say_what_they_need(study, 
     assert done.err == "Error: torch is not installed; run: pip install 'histostore[zoo]'\n"
 
 
+def test_whatever_library_zoo_imports_can_be_named_with_its_extra():
+    """Those that answer for themselves are left out: their message is tested where they are."""
+    needed = {re.split(r"[^\w-]", each)[0] for each in requires("histostore") if ";" not in each}
+    always = {
+        module for module, names in packages_distributions().items() if needed.intersection(names)
+    }
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "zoo").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    imported = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    imported |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    libraries = {name.partition(".")[0] for name in imported} - {"histostore", "zoo"}
+    own_message = {"gradio", "optuna", "torchmil"}
+    found = libraries - set(sys.stdlib_module_names) - always - own_message
+    assert "markupsafe" in found
+    assert found <= set(cli.LIBRARIES_OF_ZOO)
+
+
 def test_right_angle_views_of_an_encoder_that_cannot_see_them_are_remarked(tmp_path):
     table = make_cohort(tmp_path, n=1)
     done = call("histostore", "build", table, tmp_path / "store", *BUILD, "--augment", "d4")
     assert done.code == 0
     assert done.err.count("\n") == 1
     assert "8 of them cost 8 times as much and add nothing" in done.err
-
-
-# Processes ---------------------------------------------------------------------------------
-
-
-KEPT = "Interrupted: what was finished is kept; run the same again."
-
-
-def check_interrupted(words, told):
-    """Every image that a build has told of is in the store, and the rest can follow."""
-    told = max(map(int, re.findall(r"(\d+)/80", told)))
-    rows = call("histostore", "ls", words[2], "--json").json
-    assert 3 <= told <= len(rows) < 80
-    again = call("histostore", *words, "--limit", len(rows) + 2, "--json").json
-    assert again["n_done"] + again["n_embedded"] == len(rows) + 2
-
-
-def test_ctrl_c_on_a_terminal_ends_with_130_and_keeps_what_the_bar_has_told_of(tmp_path):
-    pty = pytest.importorskip("pty", reason="this system has no terminals to try")
-    words = ("build", make_cohort(tmp_path, n=80), tmp_path / "store", *BUILD, "--stride", 4)
-    terminal, side = pty.openpty()
-    process = start("histostore", *words, stderr=side)
-    os.close(side)
-    drawn = ""
-    with suppress(OSError):  # which is how a terminal ends
-        while part := os.read(terminal, 10_000).decode(errors="replace"):
-            if re.search(r"[3-9]/80", part) and not re.search(r"[3-9]/80", drawn):
-                process.send_signal(signal.SIGINT)
-            drawn += part
-    os.close(terminal)
-    out, _ = process.communicate(timeout=120)
-    assert (process.returncode, out) == (130, "")
-    assert "embedding images" in drawn
-    assert KEPT in drawn
-    assert "Traceback" not in drawn
-    check_interrupted(words, drawn)
-
-
-def test_a_batch_system_that_ends_a_build_loses_nothing_that_was_told_of(tmp_path):
-    words = ("build", make_cohort(tmp_path, n=80), tmp_path / "store", *BUILD, "--stride", 4)
-    given = [str(word) for word in words]
-    code = f"import cli, sys; cli.SECONDS_BETWEEN_LINES = 0; sys.argv[1:] = {given}"
-    process = begin([sys.executable, "-c", f"{code}; cli.histostore_main()"])
-    told = "".join(process.stderr.readline() for _ in range(5))
-    process.send_signal(signal.SIGTERM)
-    done = end(process)
-    assert (done.code, done.out) == (130, "")
-    assert done.err.endswith(f"{KEPT}\n")
-    assert "Traceback" not in done.err
-    check_interrupted(words, told + done.err)
-
-
-def test_a_reader_that_has_seen_enough_is_no_error(study):
-    for words in (("histostore", "ls", study / "store"), ("zoo", "heads"), ("histostore", "-h")):
-        process = start(*words)
-        process.stdout.close()  # before anything is written
-        with process:
-            assert process.stderr.read() == ""
-        assert process.returncode in {0, 1}
-
-
-def test_output_that_cannot_be_written_is_one_line(study):
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("this system has no /dev/full")
-    with full.open("w") as stdout:
-        done = end(start("histostore", "ls", study / "store", stdout=stdout))
-    assert (done.code, done.err) == (1, "Error: No space left on device\n")
-
-
-def test_a_terminal_of_another_encoding_is_no_error():
-    done = end(start("zoo", "recipes", env={**os.environ, "PYTHONIOENCODING": "latin-1"}))
-    assert (done.code, done.err) == (0, "")
-    assert "\\u03b3 = 2" in done.out
-
-
-def test_progress_is_told_on_standard_error_where_there_is_no_terminal(
-    study, monkeypatch, tmp_path
-):
-    monkeypatch.setattr(cli, "SECONDS_BETWEEN_LINES", 0.0)
-    done = call(*fitting(study, "logistic", tmp_path / "run"), "--json")
-    assert done.json["kind"] == "run"
-    assert "fitting 1/2, fold 0, seed 0: validation macro-F1" in done.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -39,8 +40,8 @@ UNITS_AT_ONCE = 2
 
 
 def build(
-    cohort: Cohort | str,
-    store_url: str,
+    cohort: Cohort | str | os.PathLike[str],
+    store_url: str | os.PathLike[str],
     options: BuildOptions | None = None,
     *,
     storage_options: Mapping[str, Any] | None = None,
@@ -90,9 +91,10 @@ def build(
         If the store cannot be written; what was committed stays.
     """
     began = time.monotonic()
+    store_url = os.fspath(store_url)
     options = _checked(options or BuildOptions(), store_url, workers, scheduler)
     storage = dict(storage_options or {})
-    if isinstance(cohort, str):
+    if not isinstance(cohort, Cohort):
         cohort = Cohort.read(cohort, storage_options=storage)
     options, _ = settle_stain(options, cohort, store_url, storage_options=storage)
     spec = specify(options)  # before a store is made: an encoder that is not there makes none

@@ -16,6 +16,7 @@ from histostore.errors import CorruptError
 from histostore.provenance import versions
 from histostore.store.checked import arrange, n_bytes_of, read_fragment
 from histostore.store.layout import SHARD_BYTES
+from histostore.store.reader import open_store
 from histostore.store.snapshot import place_of
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from histostore.store.layout import Encoding
     from histostore.store.record import Record
 
-__all__ = ["CompactReport", "compact", "lineage", "plan_merges"]
+__all__ = ["CompactReport", "compact", "compact_store", "lineage", "plan_merges"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,6 +198,45 @@ def compact(
         merged=tuple(merged),
         skipped=tuple(skipped),
     )
+
+
+def compact_store(
+    url: str,
+    feature_set: str | None = None,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int, str], None] = lambda *_: None,
+) -> tuple[CompactReport, ...]:
+    """Merge the small fragments of one feature set of a store, or of each.
+
+    Parameters
+    ----------
+    url
+        Where the store lies.
+    feature_set
+        This one alone.
+    storage_options
+        For the storage driver.
+    progress
+        Told how many fragments are done, of how many, and of which feature set.
+
+    Raises
+    ------
+    NotFound
+        If there is no store, no such feature set, or none at all; nothing is made then.
+    StorageError
+        As of :func:`compact`.
+    """
+    open_store(url, storage_options)  # to read, first: nothing is made where nothing is
+    opened = open_store(url, storage_options, mode="a")
+    names = [feature_set] if feature_set else list(opened)
+    if not names:
+        opened.feature_set()  # says that there is none
+
+    def merged(name: str) -> CompactReport:
+        return compact(opened[name], progress=lambda done, total: progress(done, total, name))
+
+    return tuple(map(merged, names))
 
 
 def _merge(

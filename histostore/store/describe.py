@@ -7,13 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 from histostore.errors import HistostoreError
 from histostore.showing import html_card, html_table
+from histostore.text import failures, table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from histostore.store.features import FeatureSet
     from histostore.store.reader import Store
     from histostore.store.record import Record
 
-__all__ = ["describe", "features_html", "list_images", "store_html"]
+__all__ = ["describe", "features_html", "list_images", "store_html", "summary"]
+
+_SUMMED = (
+    *("name", "encoder", "n_features", "dtype", "augmentations"),
+    *("n_images", "n_patches", "n_fragments", "n_failed"),
+)
 
 
 def describe(features: FeatureSet) -> dict[str, Any]:
@@ -50,6 +58,17 @@ def describe(features: FeatureSet) -> dict[str, Any]:
         "snapshot": features.snapshot,
         "spec": features.spec.to_json(),
     }
+
+
+def summary(described: Sequence[Mapping[str, Any]]) -> str:
+    """Draw what :func:`describe` gives of some feature sets, and list what failed in each."""
+    lines = [table(described, _SUMMED)]
+    for told in described:
+        failed = [(failure["image_id"], failure["reason"]) for failure in told["failed"]]
+        if failed:
+            lines += [f"failed in {told['name']}; the next build tries them again:"]
+            lines += failures(failed)
+    return "\n".join(lines)
 
 
 def list_images(features: FeatureSet) -> list[dict[str, Any]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import tracemalloc
 import uuid
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.slide_memory import peak_of
 from histostore.build import BuildOptions, EncoderOptions, build
 from histostore.encoders.base import EncoderIdentity
 from histostore.errors import StorageError
@@ -26,53 +25,15 @@ from histostore.testing import fragment_of, spec_of
 BUDGET_MIB = 64
 """What an image of any size may cost more than a small one: see ``FragmentStream``."""
 
-CHILD = """
-import json, resource, sys
-from dataclasses import dataclass
-import numpy as np
-from histostore.build import BuildOptions, EncoderOptions, build
-from histostore.encoders.base import EncoderIdentity
-from histostore.grid import PatchGrid
-from histostore.images.tissue import TissueFilter
 
-class Cheap:
-    identity = EncoderIdentity(name="cheap")
-    n_features, batch_size = 1024, 64
-
-    def encode(self, patches):
-        return np.repeat(patches.mean((1, 2, 3), dtype=np.float32)[:, None], 1024, axis=1)
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Options(EncoderOptions):
-    def load(self):
-        return Cheap()
-
-cohort, store, top_k, patch_size = json.loads(sys.argv[1])
-report = build(cohort, store, BuildOptions(
-    encoder=Options(name="cheap"), grid=PatchGrid(patch_size=patch_size),
-    tissue=TissueFilter(method="none", top_k=top_k), dtype="float16",
-))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps([report.n_patches, peak / (1 if sys.platform == "darwin" else 1024)]))
-"""
-
-
-def peak_of(cohort, store, top_k, patch_size):
-    """Build in a process of its own; give patches embedded and the most it held, in MiB."""
-    arguments = json.dumps([str(cohort), str(store), top_k, patch_size])
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, arguments], check=True, capture_output=True, text=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="reads the peak by getrusage")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_the_memory_of_a_build_does_not_grow_with_the_slide(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (2272, 2272, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "slide.png", compress_level=0)
     (tmp_path / "cohort.csv").write_text("image_id,path\nslide,slide.png\n")
-    n_few, small = peak_of(tmp_path / "cohort.csv", tmp_path / "small", 500, 16)
-    n_many, large = peak_of(tmp_path / "cohort.csv", tmp_path / "large", None, 16)
+    every = partial(peak_of, tmp_path / "cohort.csv", patch_size=16, method="none")
+    n_few, small = every(tmp_path / "small", top_k=500)
+    n_many, large = every(tmp_path / "large")
     assert (n_few, n_many) == (500, 142 * 142)
     # In float32 it would be 79 MiB, and to join, convert and encode it the same again, twice.
     assert large - small <= BUDGET_MIB

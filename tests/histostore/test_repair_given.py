@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +14,7 @@ from histostore.grid import PatchGrid
 from histostore.images.tissue import TissueFilter
 from histostore.store import open_store
 from histostore.store.verify import verify
+from tests.histostore.damage import damage
 
 OPTIONS = BuildOptions(
     encoder=EncoderOptions(name="texture", threads=1),
@@ -45,13 +44,6 @@ def rows_of(url):
     loaded = open_store(url).feature_set().load()
     columns = {name: values.tobytes() for name, values in loaded.columns.items()}
     return loaded.embedding.tobytes(), loaded.coords.tolist(), columns
-
-
-def damage(url, pattern):
-    path = min(Path(url).glob(pattern))
-    content = bytearray(path.read_bytes())
-    content[-9] ^= 1
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("pattern", ["embedding/c.0.0.0", "x/c.0", "sharpness/c.0"])

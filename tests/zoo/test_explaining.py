@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ from histostore.cohort import Cohort
 from histostore.errors import ImageError, NotFound, OptionError
 from histostore.store import open_store
 from histostore.synthetic import load_truth, make_cohort
+from histostore.testing import fragment_of
 from tests.commands import call, write_table
 from tests.zoo.stores import COLUMNS, EDGE, ROWS, make_world
 from zoo.bags import Bags
@@ -90,6 +93,25 @@ def test_heads_that_know_the_image_are_counted_and_can_be_left_out(mil, world, t
     heads = mil.load_heads()
     every = [heads[fold, seed].predict_proba(bags)[0] for fold, seed in tested.to_numpy()]
     np.testing.assert_allclose(unseen.prob, np.mean(every, axis=0))
+
+
+@pytest.mark.parametrize("change", ["moved", "moved and appended to", "named otherwise"])
+def test_heads_that_know_the_image_are_left_out_wherever_the_store_lies(
+    mil, world, tmp_path, monkeypatch, change
+):
+    store = Path(world.store)
+    if change == "named otherwise":
+        monkeypatch.chdir(store.parent)
+        moved = Path(store.name)
+    else:
+        moved = Path(shutil.copytree(store, tmp_path / "elsewhere"))
+    if change == "moved and appended to":
+        features = open_store(moved, mode="a").feature_set()
+        features.commit(fragment_of(["new"], n_features=features.spec.n_features), {})
+    rows = mil.predictions[mil.predictions["image_id"] == "i3"]
+    n_tested = int((rows["role"] == "test").sum())
+    unseen = explain(mil, moved, "i3", unseen=True)
+    assert (unseen.n_heads, unseen.n_trained) == (n_tested, 0)
 
 
 def test_leaving_out_a_patch_is_what_it_says(logistic, world, monkeypatch):

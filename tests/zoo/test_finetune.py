@@ -30,15 +30,10 @@ from zoo.fit import make_split
 from zoo.run import Run
 from zoo.tasks import Task
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 ONE = Machine(device="cpu", workers=0, threads=1)
 AMIL = FinetuneSpec(model="amil-cnn", px=28)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HISTOSTORE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +75,8 @@ def test_attention_finds_the_planted_patches_it_was_never_told_of(learned, table
     loader = PixelLoader(prepared.pixels)
     found = []
     for row in make_split(prepared.images, folds=2).folds[0].test[:8].tolist():
-        weights = attention_of(net, loader, row)
+        (patches,) = loader.batches([[Draw(row)]])
+        weights = attention_of(net, patches)
         boxes = prepared.pixels.boxes_of(row)
         assert weights.sum() == pytest.approx(1.0)
         mine = truth[truth["image_id"] == prepared.images.image_ids[row]]
@@ -298,11 +294,10 @@ def test_a_split_of_other_images_is_refused(table, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_whole_images_have_no_attention_and_a_file_of_something_else_is_no_network(table, tmp_path):
+def test_whole_images_have_no_attention_and_a_file_of_something_else_is_no_network(tmp_path):
     spec = FinetuneSpec(model="small-cnn", px=32)
-    pixels = prepare_images(Cohort.read(table), spec).pixels
     with pytest.raises(NotSupported, match="sees whole images"):
-        attention_of(spec.network(2, seed=0), PixelLoader(pixels), 0)
+        attention_of(spec.network(2, seed=0), torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     write_tensors(tmp_path / "w", "checkpoint", {}, {"x": torch.zeros(1)})
     with pytest.raises(RunError, match="not a network"):
         load_network(tmp_path / "w")
@@ -367,7 +362,7 @@ def test_a_run_on_pixels_says_where_it_needs_images_and_not_a_store(learned, tab
         ),
     ],
 )
-def test_other_tasks_than_classes_are_learned_too(table, tmp_path, options, columns):
+def test_other_tasks_than_classes_are_learned_and_predicted_too(table, tmp_path, options, columns):
     path = with_targets(table)
     words = ("finetune", path, "--model", "amil-cnn", "--folds", 2, "--device", "cpu")
     done = call("zoo", *words, *options, "--set", "epochs=1", "-o", tmp_path / "run")
@@ -376,6 +371,13 @@ def test_other_tasks_than_classes_are_learned_too(table, tmp_path, options, colu
     assert list(run.predictions)[-len(columns) :] == columns
     assert np.isfinite(run.predictions[columns].to_numpy()).all()
     assert len(run.test_probabilities().image_ids) == 47
+    told = call("zoo", "predict", tmp_path / "run", path, "-o", tmp_path / "new.parquet", "--json")
+    assert told.code == 0, told.err
+    assert told.json["test"]["n_images"] == 47
+    mine = pd.read_parquet(tmp_path / "new.parquet").set_index("image_id")
+    # Each fold's network has predicted every image in one of its parts.
+    both = run.predictions.groupby("image_id")[columns].mean()
+    assert np.allclose(mine.loc[both.index, columns], both, atol=1e-5)
 
 
 def with_targets(table):

@@ -25,14 +25,9 @@ from zoo.finetune.spec import FinetuneSpec, Machine
 from zoo.fit import make_split
 from zoo.run import Run
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 ONE = Machine(device="cpu", workers=0, threads=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HISTOSTORE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

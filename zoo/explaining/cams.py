@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histostore.atomic import atomic
 from histostore.cohort import Cohort
-from histostore.errors import NotFound, OptionError, StorageError
+from histostore.errors import NotFound, OptionError
 from histostore.images.preview import plain_letters
 from histostore.images.readers import open_image
 from zoo.errors import NotSupported
@@ -95,13 +96,8 @@ class SideBySide:
         StorageError
             If it cannot be written.
         """
-        target = Path(path)
-        hidden = target.with_name(f".{target.name}.tmp")
-        try:
+        with atomic(Path(path)) as hidden:
             self.picture.save(hidden, format="PNG")
-            hidden.replace(target)
-        except OSError as error:
-            raise StorageError(f"cannot write {target}: {error.strerror or error}") from error
 
     def to_json(self) -> dict[str, Any]:
         """Give what was found as JSON values."""
@@ -232,7 +228,7 @@ def _one(
 
     from zoo.finetune.gradcam import grad_cam
     from zoo.finetune.pixels import PixelPlan
-    from zoo.finetune.predicting import shifted
+    from zoo.finetune.predicting import attention_of, shifted
 
     pixels, boxes = PixelPlan(**told["pixels"]).read(reader)
     seen = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2)
@@ -241,9 +237,7 @@ def _one(
     if not net.bag:
         target = int(prob.argmax()) if asked is None else asked
         return grad_cam(net, pixels, [target])[0].astype(np.float64), prob
-    with torch.inference_mode():
-        attend: Any = net.module
-        weights = attend.attention(shifted(seen, net)).double().numpy()
+    weights = attention_of(net, seen)
     width, height = _fitted(reader.width_px, reader.height_px)
     share = np.array([width / reader.width_px, height / reader.height_px] * 2)
     placed = np.rint(boxes * share).astype(np.int64)

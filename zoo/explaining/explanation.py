@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histostore.atomic import atomic
 from histostore.cohort import Cohort
-from histostore.errors import ImageError, NotFound, OptionError, StorageError
+from histostore.errors import ImageError, NotFound, OptionError
 from histostore.files import public_url
 from histostore.images.readers import open_image
 from histostore.store import open_store
@@ -22,7 +24,6 @@ from zoo.explaining.importance import ATTENTION, Voice, Weighed, boxes_of, map_a
 from zoo.panel import open_panel, weighted_mean, weighted_sd
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Mapping
 
     import pandas as pd
@@ -172,7 +173,7 @@ def check_outputs(paths: Iterable[str | os.PathLike[str]]) -> None:
 
 def explain(
     run: str | os.PathLike[str] | Run,
-    store: str,
+    store: str | os.PathLike[str],
     image_id: str,
     *,
     cohort: str | os.PathLike[str] | Cohort | None = None,
@@ -218,6 +219,7 @@ def explain(
 
         zoo.explain("runs/mil", "store", "CLL/7").write("CLL-7.png", "CLL-7.geojson")
     """
+    store = os.fspath(store)
     panel = open_panel(run, open_store(store, storage_options=storage_options), feature_set)
     table = _cohort(cohort, storage_options)
     url, mpp, target = _place(panel, store, image_id, table)
@@ -293,7 +295,9 @@ def _recorded_target(panel: Panel, store: str, image_id: str) -> str | None:
 
 
 def _same_store(member: Member, store: str) -> bool:
-    return public_url(store) == (member.run.document.get("store") or {}).get("url")
+    """Say whether a run learned from this store: at this place, or moved here as it was."""
+    told = member.run.document.get("store") or {}
+    return public_url(store) == told.get("url") or member.features.snapshot == told.get("snapshot")
 
 
 def _opened(
@@ -312,7 +316,9 @@ def _voices(
     """Put every head before the image; count those that know it."""
     voices, n_trained = [], 0
     for member in panel.members:
-        known = _trained_on(member, image_id) if _same_store(member, store) else set()
+        # Who asks for heads that have not seen it, gets none that saw an image of its name.
+        of_it = unseen or _same_store(member, store)
+        known = _trained_on(member, image_id) if of_it else set()
         views = tuple(
             Bags.unlabelled(
                 member.features, [image_id], classes=panel.run.classes, augmentation=view
@@ -349,14 +355,12 @@ def _check_places(weighed: Weighed, size: tuple[int, int], url: str) -> None:
 
 
 def _written(told: Explanation, path: Path) -> Path:
-    """Write one file under a hidden name, then rename it."""
+    """Write one file, of the kind that its name tells."""
     from zoo.explaining.geojson import to_frame, to_geojson
     from zoo.explaining.maps import draw
 
-    hidden = path.with_name(f".{path.name}.tmp")
     kind = path.suffix.lower()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as hidden:
         if kind == ".png":
             with closing(_opened(told.url, told.mpp, told.storage_options, given=True)) as reader:
                 draw(told, reader).save(hidden, format="PNG")
@@ -364,7 +368,4 @@ def _written(told: Explanation, path: Path) -> Path:
             to_frame(told).to_csv(hidden, index=False, float_format="%.6g")
         else:
             hidden.write_text(to_geojson(told), encoding="utf-8")
-        hidden.replace(path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
     return path

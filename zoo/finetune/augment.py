@@ -23,7 +23,7 @@ from zoo.errors import RecipeError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["AUGMENTATIONS", "Augmentation", "augmentation", "known_augmentations"]
+__all__ = ["AUGMENTATIONS", "Augmentation", "augmentation"]
 
 _GREY = (124, 116, 104)
 """Mean of ImageNet's pixels, red first: what an erased square is filled with, so that it is 0
@@ -200,11 +200,6 @@ AUGMENTATIONS: Mapping[str, tuple[Augmentation, str]] = {
     )
 }
 """Every named augmentation, with one line about it."""
-
-
-def known_augmentations() -> dict[str, str]:
-    """List the augmentations with one line about each."""
-    return {name: line for name, (_, line) in AUGMENTATIONS.items()}
 
 
 def augmentation(name: str) -> Augmentation:

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from histostore.errors import StorageError
+from histostore.atomic import atomic
 from zoo.errors import RunError
 from zoo.finetune.networks import network
 
@@ -58,19 +58,11 @@ def write_tensors(
     """
     from safetensors.torch import save_file
 
-    target = Path(path)
-    hidden = target.with_name(f".{target.name}.tmp")
     told = {"format": _FORMAT, "kind": kind, **document}
     # Copies: tensors that share memory are refused.
     whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    try:
+    with atomic(Path(path), durable=True) as hidden:
         save_file(whole, hidden, metadata={"zoo": json.dumps(told)})
-        with hidden.open("rb") as file:
-            os.fsync(file.fileno())
-        hidden.replace(target)
-    except OSError as error:
-        hidden.unlink(missing_ok=True)
-        raise StorageError(f"{target}: cannot write: {error.strerror or error}") from error
 
 
 def read_tensors(

@@ -8,20 +8,21 @@ reads without this package.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from histostore.atomic import atomic
 from histostore.encoders.assembly import describe_layers
 from histostore.encoders.trained import FORMAT, KIND
 from histostore.encoders.weights import digest
-from histostore.errors import StorageError
 from zoo.finetune.amil import AttentionNet, SmallCnn
 from zoo.finetune.backbones import width_of
 
 if TYPE_CHECKING:
+    import os
+
     from zoo.finetune.backbones import Part
     from zoo.finetune.networks import Network
 
@@ -55,16 +56,8 @@ def write_encoder(run: str | os.PathLike[str], member: str, net: Network) -> Pat
     if told is None:
         return None
     target = Path(run) / "encoders" / f"{member}.json"
-    hidden = target.with_name(f".{target.name}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with hidden.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(told, indent=1, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        hidden.replace(target)
-    except OSError as error:
-        raise StorageError(f"{target}: cannot write: {error.strerror or error}") from error
+    with atomic(target, durable=True) as hidden:
+        hidden.write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return target
 
 

@@ -39,8 +39,8 @@ class Phase:
 
     Examples
     --------
-    >>> Phase(name="head alone", epochs=7, learning_rates={"head": 1e-4}).trains
-    ('head',)
+    >>> Phase(name="head alone", epochs=7, learning_rates={"head": 1e-4}).learning_rates
+    {'head': 0.0001}
     """
 
     name: str = "training"
@@ -84,11 +84,6 @@ class Phase:
             if isinstance(rate, bool) or not 0 < rate <= 10:
                 problems.append(f"the learning rate of {part} is {rate!r}: above 0, at most 10")
         _settings.check(f"phase {self.name}", problems)
-
-    @property
-    def trains(self) -> tuple[str, ...]:
-        """The parts that learn."""
-        return tuple(self.learning_rates)
 
     def to_json(self) -> dict[str, Any]:
         """Give the phase as JSON values."""

@@ -18,7 +18,7 @@ from zoo.settings import choice, names, number, whole
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["PRESETS", "TEST_VIEWS", "FinetuneRecipe", "known_presets", "preset"]
+__all__ = ["PRESETS", "TEST_VIEWS", "FinetuneRecipe", "preset"]
 
 TEST_VIEWS = (
     "identity",
@@ -305,11 +305,6 @@ PRESETS: dict[str, tuple[FinetuneRecipe, str]] = {
     ),
 }
 """Every named recipe, with one line about it."""
-
-
-def known_presets() -> tuple[tuple[FinetuneRecipe, str], ...]:
-    """List every named recipe with one line about it."""
-    return tuple(PRESETS.values())
 
 
 def preset(name: str = "default", /, **overrides: Any) -> FinetuneRecipe:
