@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SOME_FAILED = 3
 INTERRUPTED = 130
+COMMANDLINE = click.core.ParameterSource.COMMANDLINE
 
 LIBRARIES_OF_ZOO = ("jinja2", "lightgbm", "lion_pytorch", "markupsafe", "matplotlib", "safetensors", "sklearn", "threadpoolctl", "torch")  # fmt: skip
 
@@ -649,6 +650,9 @@ def _fit_with(fit_run: Callable[..., Any], spec: Any, recipe: Any, *, what: str,
     from zoo.fit import Execution
     from zoo.study import Study
 
+    ctx = click.get_current_context()
+    if given["split_column"] and ctx.get_parameter_source("folds") == COMMANDLINE:
+        raise click.UsageError("--split holds the folds, so leave out --folds", ctx)
     study = Study(**given)
     spec.check_task(study.learned, recipe)
     bags, split = study.read(say=_note)
@@ -704,7 +708,7 @@ def _experiment(path: str, *, dry_run: bool, output: str, storage_options: dict[
     known = {"store", "dry_run", "output", "storage_options", "as_json", *where}
     for option in ctx.command.params:
         told = ctx.get_parameter_source(option.name or "")
-        if option.name not in known and told == click.core.ParameterSource.COMMANDLINE:
+        if option.name not in known and told == COMMANDLINE:
             raise click.UsageError(f"{option.get_error_hint(ctx)} belongs into FILE.toml", ctx)
     with shown("fitting") as show:
         machine = Execution(progress=show, **{key: given[key] for key in where})

@@ -181,7 +181,7 @@ def compare(
     OptionError
         If their task has no such metric.
     """
-    runs = [Run.load(path) for path in run_paths]
+    runs = Run.load_each(run_paths)
     if not runs:
         raise RunError("nothing to compare: name at least one run")
     _check_tasks(runs)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ from zoo.heads.catalog import spec
 from zoo.localise import attention_auroc
 from zoo.recipes import recipe
 from zoo.report import write_report
+from zoo.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +89,7 @@ def run_demo(
     Parameters
     ----------
     out
-        Folder to fill; new or empty.
+        Folder to fill; new, empty, or left by a demonstration of the same size that was stopped.
     say
         Told, in one line each, what is being done.
     n_images, seeds, folds
@@ -99,17 +102,19 @@ def run_demo(
     """
     began = time.monotonic()
     folder = Path(out)
-    _check_empty(folder)
+    _claim(folder, {"n_images": n_images, "seeds": seeds, "folds": folds})
     say(f"1/4 drawing {n_images} synthetic H&E images, three classes")
-    table = make_cohort(
-        folder,
-        n_images=n_images,
-        n_classes=3,
-        image_px=7 * PATCH_PX,
-        patch_px=PATCH_PX,
-        planted_share=PLANTED_SHARE,
-        threads=2,
-    )
+    table = folder / "cohort.csv"
+    if not table.exists():
+        make_cohort(
+            folder,
+            n_images=n_images,
+            n_classes=3,
+            image_px=7 * PATCH_PX,
+            patch_px=PATCH_PX,
+            planted_share=PLANTED_SHARE,
+            threads=2,
+        )
     cohort = Cohort.read(str(table))
     store_url = str((folder / "store").resolve())
     say("2/4 embedding their patches with texture (the first time, its kernels are compiled)")
@@ -120,19 +125,10 @@ def run_demo(
     runs = []
     for head, preset in MEMBERS:
         say(f"3/4 fitting {head}: {folds} folds, {seeds} seeds")
-        runs.append(
-            fit_run(
-                bags,
-                spec(head),
-                split=split,
-                recipe=recipe(preset),
-                seeds=seeds,
-                out=folder / "runs" / head,
-                store_url=store_url,
-            )
-        )
+        fit = partial(fit_run, bags, spec(head), split=split, recipe=recipe(preset), seeds=seeds)
+        runs.append(_kept(folder / "runs" / head, partial(fit, store_url=store_url)))
     say("4/4 ensemble and report")
-    together = ensemble([run.path for run in runs], out=folder / "runs" / "ensemble")
+    together = _kept(folder / "runs" / "ensemble", partial(ensemble, [run.path for run in runs]))
     page = write_report([together.path, *(run.path for run in runs)], folder / "report")
     return DemoResult(
         folder=folder,
@@ -146,10 +142,21 @@ def run_demo(
     )
 
 
-def _check_empty(folder: Path) -> None:
+def _claim(folder: Path, size: dict[str, int]) -> None:
+    """Take a new or empty folder, or go on where a demonstration was stopped."""
+    mark = folder / "demo.json"
     try:
+        is_ours = mark.is_file() and mark.read_text("utf-8") == json.dumps(size)
+        if is_ours and not (folder / "report" / "index.html").exists():
+            return
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunError(f"{folder} holds something already: give another folder, or delete it")
         folder.mkdir(parents=True, exist_ok=True)
+        mark.write_text(json.dumps(size), "utf-8")
     except OSError as error:
         raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+def _kept(place: Path, make: Callable[..., Run]) -> Run:
+    """Make a run, unless it was finished before."""
+    return Run.load(place) if (place / "run.json").exists() else make(out=place)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histostore.atomic import atomic
-from histostore.cohort import Cohort
 from histostore.errors import OptionError
 from histostore.files import public_url
 from histostore.store import open_store
@@ -28,6 +27,7 @@ from zoo.panel import Panel, open_panel, spread
 from zoo.predictions import written
 from zoo.run import run_digest
 from zoo.stored import usable
+from zoo.targets import cohort_of
 from zoo.tasks import KINDS
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from histostore.cohort import Cohort
     from zoo.run import Run
 
 __all__ = ["ExternalTest", "Prediction", "check_output", "frame_of", "predict"]
@@ -206,7 +207,7 @@ def predict(
         zoo.predict("runs/mil", "bach-store", "bach.csv", label_map="bach-to-breakhis")
     """
     store = os.fspath(store)
-    images = _cohort(cohort, storage_options)
+    images = None if cohort is None else cohort_of(cohort, storage_options)
     opened = open_store(store, storage_options=storage_options)
     panel = open_panel(run, opened, feature_set, averages_only=False, kinds=KINDS)
     truth = read_truth_of(panel.run, images, target=target, label_map=label_map)
@@ -231,14 +232,6 @@ def predict(
             "label_map": dict(read_map(label_map)) or None,
         },
     )
-
-
-def _cohort(
-    cohort: str | os.PathLike[str] | Cohort | None, storage_options: Mapping[str, Any] | None
-) -> Cohort | None:
-    if cohort is None or isinstance(cohort, Cohort):
-        return cohort
-    return Cohort.read(cohort, storage_options=storage_options, check_files=False)
 
 
 def _images(

@@ -34,7 +34,7 @@ from zoo.soundness import HISTORY_COLUMNS, document_problem, table_problems
 from zoo.tasks import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import pandas as pd
 
@@ -176,6 +176,17 @@ class Run:
         kind = self.task.kind
         what = f"{len(self.classes)} classes" if kind == "classification" else kind
         return "\n".join([f"{first}, {what}, {made}", table(rows)])
+
+    @classmethod
+    def load_each(cls, paths: Iterable[str | os.PathLike[str]]) -> list[Run]:
+        """Read run directories, one that is named more than once a single time.
+
+        Raises
+        ------
+        RunError
+            As :meth:`load`.
+        """
+        return [cls.load(path) for path in {Path(path).resolve(): path for path in paths}.values()]
 
     def load_heads(self) -> dict[tuple[int, int], Head]:
         """Read all fitted heads: (fold, seed) to head.

@@ -254,9 +254,10 @@ class Split:
             If a patient has images in two parts.
         """
         told = [_ROLES.get(str(value).strip().lower()) for value in values]
-        unknown = sorted({str(v) for v, role in zip(values, told, strict=True) if role is None})
+        unknown = {v for v, role in zip(values, told, strict=True) if role is None}
         if unknown:
-            msg = f"split column holds {unknown[:3]}: use train, validation or test"
+            seen = sorted("an empty cell" if v is None else repr(str(v)) for v in unknown)[:3]
+            msg = f"split column holds {', '.join(seen)}: use train, validation or test"
             raise SplitError(msg)
         cohort = Patients.of(labels, patient_ids)
         role = np.array(told)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from zoo.errors import SplitError
 from zoo.labels import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import pandas as pd
     from numpy.typing import ArrayLike, NDArray
@@ -52,7 +52,10 @@ class Targets:
         return dataclasses.replace(self, codes=codes.astype(np.int64), classes=classes, truth=truth)
 
 
-def cohort_of(images: Cohort | pd.DataFrame | str | os.PathLike[str]) -> Cohort:
+def cohort_of(
+    images: Cohort | pd.DataFrame | str | os.PathLike[str],
+    storage_options: Mapping[str, Any] | None = None,
+) -> Cohort:
     """Take a cohort, or make one of a data frame or of the table that a path or URL names.
 
     Raises
@@ -63,7 +66,7 @@ def cohort_of(images: Cohort | pd.DataFrame | str | os.PathLike[str]) -> Cohort:
     if isinstance(images, Cohort):
         return images
     if isinstance(images, str | os.PathLike):
-        return Cohort.read(images, check_files=False)
+        return Cohort.read(images, storage_options=storage_options, check_files=False)
     return Cohort.from_frame(images, check_files=False)
 
 

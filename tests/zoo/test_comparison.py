@@ -46,6 +46,11 @@ def test_the_order_of_the_runs_plays_no_part(runs, comparison):
     assert compare([run.path for run in list(runs.values())[::-1]]) == comparison
 
 
+def test_a_run_named_twice_counts_once(runs, comparison):
+    paths = [run.path for run in runs.values()]
+    assert compare([*paths, paths[0].parent / "." / paths[0].name]) == comparison
+
+
 def test_tables_hold_every_run_and_the_warnings(comparison):
     document = json.loads(json.dumps(comparison.to_json(), allow_nan=False))
     assert [row["name"] for row in document["runs"]] == ["good", "fair", "noise"]

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from zoo import demo
 from zoo.demo import run_demo
 from zoo.errors import RunError
 from zoo.run import Run
@@ -21,6 +22,30 @@ def test_the_demonstration_goes_the_whole_way(tmp_path):
     assert done.attention_auroc >= 0.95
     assert str(done.report) in done.to_text()
     assert said
+
+
+def test_a_demonstration_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    class Stopped(Exception):
+        pass
+
+    def stop(*_, **__):
+        raise Stopped
+
+    folder, size = tmp_path / "demo", {"n_images": 24, "seeds": 1, "folds": 2}
+    monkeypatch.setattr(demo, "MEMBERS", (("mlp-simple", "default"), ("logistic", "default")))
+    monkeypatch.setattr(demo, "attention_auroc", lambda *_: 1.0)
+    with monkeypatch.context() as broken:
+        broken.setattr(demo, "ensemble", stop)
+        with pytest.raises(Stopped):
+            run_demo(folder, **size)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("run.json")}
+    with pytest.raises(RunError, match="holds something"):
+        run_demo(folder, **{**size, "seeds": 2})
+    assert run_demo(folder, **size).report.is_file()
+    assert len(before) == 2
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    with pytest.raises(RunError, match="holds something"):
+        run_demo(folder, **size)
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path):

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histostore.atomic import atomic
-from histostore.cohort import Cohort
 from histostore.errors import ImageError, NotFound, OptionError
 from histostore.files import public_url
 from histostore.images.readers import open_image
@@ -22,6 +21,7 @@ from zoo.blending.temperature import cooled
 from zoo.errors import RunError
 from zoo.explaining.importance import ATTENTION, Voice, Weighed, boxes_of, map_auroc, weigh
 from zoo.panel import open_panel, weighted_mean, weighted_sd
+from zoo.targets import cohort_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from histostore.cohort import Cohort
     from histostore.images.readers import Reader
     from zoo.panel import Member, Panel
     from zoo.run import Run
@@ -221,7 +222,7 @@ def explain(
     """
     store = os.fspath(store)
     panel = open_panel(run, open_store(store, storage_options=storage_options), feature_set)
-    table = _cohort(cohort, storage_options)
+    table = None if cohort is None else cohort_of(cohort, storage_options)
     url, mpp, target = _place(panel, store, image_id, table)
     with closing(_opened(url, mpp, storage_options, given=table is not None)) as reader:
         size, mpp = (reader.width_px, reader.height_px), reader.mpp
@@ -257,14 +258,6 @@ def explain(
         notes=panel.notes,
         storage_options=storage_options,
     )
-
-
-def _cohort(
-    cohort: str | os.PathLike[str] | Cohort | None, storage_options: Mapping[str, Any] | None
-) -> Cohort | None:
-    if cohort is None or isinstance(cohort, Cohort):
-        return cohort
-    return Cohort.read(cohort, storage_options=storage_options, check_files=False)
 
 
 def _place(

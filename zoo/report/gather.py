@@ -48,7 +48,7 @@ def load_runs(
     """
     from zoo.run import Run
 
-    runs = [Run.load(path) for path in run_paths]
+    runs = Run.load_each(run_paths)
     if not runs:
         raise RunError("no runs were given; name at least one run directory")
     for run in runs[1:]:
