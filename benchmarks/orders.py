@@ -53,6 +53,11 @@ class OnePatchEach:
     def __len__(self) -> int:
         return len(self.coords)
 
+    def close(self) -> None:
+        """Close the slide, where this process opened it."""
+        if self.reader is not None:
+            self.reader.close()
+
     def __getitem__(self, row: int):
         from PIL import Image
 
@@ -77,8 +82,9 @@ def step_by_step(url: str, network, transform, patch: int, folder: Path) -> int:
     with h5py.File(folder / "coords.h5") as file:
         coords = file["coords"][:]
     cores = len(os.sched_getaffinity(0))
+    patches = OnePatchEach(url, coords, patch, transform)
     loader = torch.utils.data.DataLoader(
-        OnePatchEach(url, coords, patch, transform),
+        patches,
         batch_size=64,
         # On two cores workers cost more than they give.
         num_workers=0 if cores <= 2 else min(cores, 8),
@@ -87,6 +93,7 @@ def step_by_step(url: str, network, transform, patch: int, folder: Path) -> int:
     for pixels, _ in loader:
         with torch.inference_mode():
             features.append(network(pixels).numpy())
+    patches.close()
     rows = np.concatenate(features)
     with h5py.File(folder / "features.h5", "w") as file:
         chunks = (1, rows.shape[1])

@@ -81,8 +81,8 @@ def test_orders_of_work_read_the_patches_that_a_build_reads(tmp_path, real_data)
     with closing(open_image(url)) as reader:
         corners = orders.corners(reader, 256)
     read = all_patches(url, options_of(patch=256))
-    each = orders.OnePatchEach(url, corners, 256, np.asarray)
-    np.testing.assert_array_equal(np.stack([each[row][0] for row in range(len(each))]), read)
+    with closing(orders.OnePatchEach(url, corners, 256, np.asarray)) as each:
+        np.testing.assert_array_equal(np.stack([each[row][0] for row in range(len(each))]), read)
     orders.straight_loop([url], Mean(), 256, tmp_path)
     left = np.load(tmp_path / "0.npz")
     np.testing.assert_array_equal(left["features"], Mean().encode(read))

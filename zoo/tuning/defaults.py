@@ -45,7 +45,7 @@ HEADS: dict[str, dict[str, str]] = {
     "fusion": {"hidden": "512,1024", "bottleneck": "256,512", "dropout": "0.2:0.7"},
     "logistic": {"statistics": _STATISTICS, "inverse_penalty": "1e-4:10:log"},
     "svm": {"statistics": _STATISTICS, "penalty": "0.1:1000:log"},
-    "set-kernel": {"width": "none,0.25,0.5,1,2", "penalty": "0.01:1000:log"},
+    "set-kernel": {"width": "none,0.25,0.5,1,2", "penalty": "none,0.01,0.1,1,10,100,1000"},
     "fisher": {"components": "none,1,2,4,8,16", "variance": "none,0.8,0.9,1"},
     "knn": {"statistics": _STATISTICS, "n_neighbours": "1:30:log", "metric": "cosine,euclidean"},
     "extra-trees": {
