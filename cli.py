@@ -650,9 +650,9 @@ def _fit_with(fit_run: Callable[..., Any], spec: Any, recipe: Any, *, what: str,
     from zoo.fit import Execution
     from zoo.study import Study
 
-    ctx = click.get_current_context()
-    if given["split_column"] and ctx.get_parameter_source("folds") == COMMANDLINE:
-        raise click.UsageError("--split holds the folds, so leave out --folds", ctx)
+    told = click.get_current_context().get_parameter_source("folds")
+    if given["split_column"] and told == COMMANDLINE:
+        _note(f"--folds is not used: column {given['split_column']!r} says who is tested")
     study = Study(**given)
     spec.check_task(study.learned, recipe)
     bags, split = study.read(say=_note)

@@ -334,6 +334,7 @@ def test_a_patient_on_two_sides_of_a_split_is_refused(study, tmp_path):
     done = fit(study / "store", table, tmp_path / "run", "--split", "part")
     assert done.code == 1
     assert "p0" in done.err
+    assert "--folds is not used" in done.err
 
 
 # Destinations ------------------------------------------------------------------------------

@@ -274,10 +274,6 @@ MISUSE = [
     (("zoo", "fit", "s", "c", "-o", "r", "--head=x", "--split-seed=-1"), "not in the range x>=0"),
     (("zoo", "fit", "s", "c", "-o", "r", "--head=x", "--set=a=1", "--set=a=2"), "a is given twice"),
     (("zoo", "ensemble", "a", "b", "-o", "pyproject.toml"), "is a file"),
-    (
-        ("zoo", "fit", "s", "c", "-o", "r", "--head=knn", "--split", "part", "--folds=3"),
-        "leave out --folds",
-    ),
 ]
 
 
