@@ -39,12 +39,14 @@ SHOWN = (
         against="the bare forward pass",
         name="bare forward ÷ build, ResNet-18",
         baseline="the encoder alone",
+        file="build.json",
     ),
     Shown(
         what="the same in bfloat16",
         against="TRIDENT's order of work, float32",
         name="TRIDENT's order",
         baseline="segment",
+        file="build.json",
     ),
     *(
         Shown(
