@@ -423,7 +423,7 @@ def encoders() -> Any:
     help="Other labels, e.g. FL=other,MCL=other,CLL=CLL or bach-to-breakhis.",
 )
 @printing
-def cohort(layout: str, folder: str, output: str, mapping: str | None) -> Any:  # fmt: skip
+def cohort(layout: str, folder: str, output: str, mapping: str | None) -> Any:
     """Make a cohort table of the images in FOLDER.
 
     folder: one folder per class; those called train, val, test become the column split.

@@ -23,6 +23,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from histostore.atomic import atomic
 from histostore.errors import OptionError, StorageError
 from histostore.provenance import versions
 from histostore.text import table
@@ -373,17 +374,12 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 
 def _write_table(path: Path, frame: pd.DataFrame) -> None:
-    hidden = path.with_name(f".{path.name}.tmp")
-    frame.to_parquet(hidden, engine="pyarrow", index=False)
-    hidden.replace(path)
+    with atomic(path) as hidden:
+        frame.to_parquet(hidden, engine="pyarrow", index=False)
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
     """Write and force to disk, then rename, so that the file is there whole or not at all."""
-    hidden = path.with_name(f".{path.name}.tmp")
-    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-    with hidden.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    hidden.replace(path)
+    with atomic(path, durable=True) as hidden:
+        told = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+        hidden.write_text(told + "\n", encoding="utf-8")

@@ -18,6 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from histostore.atomic import atomic
 from histostore.cohort import Cohort
 from histostore.errors import HistostoreError, StorageError, summarise
 from zoo.bags import Bags
@@ -314,9 +315,5 @@ def _tell(outcome: Outcome) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Write at once or not at all."""
-    hidden = path.with_name(f".{path.name}.tmp")
-    try:
+    with atomic(path) as hidden:
         hidden.write_text(text, encoding="utf-8")
-        hidden.replace(path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
