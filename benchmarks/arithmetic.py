@@ -1,7 +1,8 @@
-"""What memory order, precision and compilation give a forward pass, on a CPU, without a build.
+"""What memory order, precision, threads and compilation give a forward pass, on a CPU.
 
-Against timm's network as it comes: float32, channels first. ``--precision bfloat16`` computes in
-bfloat16 under autocast, channels last. Compiled networks are timed once compiled; the row says how
+Without a build, against timm's network as it comes: float32, channels first, one pass of all
+threads. An encoder computes channels last, in passes of a few patches side by side, one a thread;
+``--precision bfloat16`` under autocast. Compiled networks are timed once compiled; the row says how
 long that took. What a precision costs in vectors and in macro-F1
 is :mod:`benchmarks.bench_precision`'s question.
 """
@@ -12,7 +13,7 @@ import os
 import shutil
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.measure import Ratio, best_of, medians
 from histostore.encoders.catalog import available_cores
@@ -22,15 +23,31 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-BATCH, SIDE = 16, 224
+BATCH, SIDE = 32, 224
 PLAIN = "float32, channels first"
-VARIANTS = {  # what: dtype of autocast, channels last, compiled
-    "channels last": (None, True, False),
-    "bfloat16": ("bfloat16", False, False),
-    "bfloat16, channels last": ("bfloat16", True, False),
-    "float16, channels last": ("float16", True, False),
-    "channels last, torch.compile": (None, True, True),
-    "bfloat16, channels last, torch.compile": ("bfloat16", True, True),
+
+
+class Way(NamedTuple):
+    """How a batch goes through a network."""
+
+    dtype: str | None = None
+    """Of autocast."""
+    last: bool = True
+    """Whether the channel is last in memory."""
+    apart: bool = False
+    """Whether it is cut into pieces, one a thread."""
+    compiled: bool = False
+
+
+WAYS = {
+    "channels last": Way(),
+    "channels last, side by side": Way(apart=True),
+    "bfloat16": Way("bfloat16", last=False),
+    "bfloat16, channels last": Way("bfloat16"),
+    "bfloat16, channels last, side by side": Way("bfloat16", apart=True),
+    "float16, channels last": Way("float16"),
+    "channels last, torch.compile": Way(compiled=True),
+    "bfloat16, channels last, torch.compile": Way("bfloat16", compiled=True),
 }
 
 
@@ -64,24 +81,24 @@ def forward_times(title: str, model: str, *, turns: int) -> Iterator[Ratio]:
         order = torch.channels_last if last else torch.contiguous_format
         return other.to(memory_format=order)
 
-    before = _passing(plain, pixels, None)
+    before = _passing(plain, pixels, Way(last=False))
     vectors = before()
-    for what, (dtype, last, compiled) in VARIANTS.items():
+    for what, way in WAYS.items():
         name = f"{PLAIN} ÷ {what}, {title}, a batch of {BATCH}"
         baseline = "the network alone, as timm gives it"
-        if compiled and not _compiler():
+        if way.compiled and not _compiler():
             yield Ratio.skipped(name, baseline=baseline, reason="no C++ compiler here")
             continue
-        order = torch.channels_last if last else torch.contiguous_format
+        order = torch.channels_last if way.last else torch.contiguous_format
         seen = pixels.contiguous(memory_format=order)
-        module = network(last=last)
-        now = _passing(_compiled(module) if compiled else module, seen, dtype)
+        module = network(last=way.last)
+        now = _passing(_compiled(module) if way.compiled else module, seen, way)
         found: list[Tensor] = []
         first_s = best_of(partial(_append, found, now), 1)
         theirs_s, ours_s = medians(turns, before, now)
         error = ((found[0] - vectors).norm(dim=1) / vectors.norm(dim=1)).max()
         told = f"vectors differ by up to {100 * float(error):.2g} %"
-        if compiled:
+        if way.compiled:
             told += f", compiling took {first_s - ours_s:.0f} s"
         yield Ratio(
             name=name,
@@ -93,18 +110,22 @@ def forward_times(title: str, model: str, *, turns: int) -> Iterator[Ratio]:
         )
 
 
-def _passing(module: Any, pixels: Tensor, dtype: str | None) -> Callable[[], Tensor]:
+def _passing(module: Any, pixels: Tensor, way: Way) -> Callable[[], Tensor]:
     """Make a forward pass that only has to be called."""
     import torch
 
-    def forward() -> Tensor:
+    from histostore.encoders.lanes import Lanes
+
+    def forward(some: Tensor) -> Tensor:
         autocast = (
-            nullcontext() if dtype is None else torch.autocast("cpu", dtype=getattr(torch, dtype))
+            torch.autocast("cpu", dtype=getattr(torch, way.dtype)) if way.dtype else nullcontext()
         )
         with torch.inference_mode(), autocast:
-            return module(pixels).float()  # (patch, feature)
+            return module(some).float()  # (patch, feature)
 
-    return forward
+    if way.apart:
+        return partial(Lanes(available_cores(), batch_size=len(pixels)).map, forward, pixels)
+    return partial(forward, pixels)
 
 
 def _append(found: list[Tensor], function: Callable[[], Tensor]) -> None:

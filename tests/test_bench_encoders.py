@@ -110,14 +110,14 @@ def test_real_images_are_named_and_other_machines_say_synthetic(real_data, tmp_p
 @pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed")
 def test_a_forward_pass_in_every_arithmetic_gives_the_vectors(monkeypatch):
     monkeypatch.setattr(arithmetic, "BATCH", 2)
-    plain = {what: how for what, how in arithmetic.VARIANTS.items() if how[0] != "float16"}
-    monkeypatch.setattr(arithmetic, "VARIANTS", plain)
+    plain = {what: way for what, way in arithmetic.WAYS.items() if way.dtype != "float16"}
+    monkeypatch.setattr(arithmetic, "WAYS", plain)
     monkeypatch.setattr(arithmetic, "_compiler", lambda: None)
     rows = list(arithmetic.forward_times("small", "test_resnet.r160_in1k", turns=1))
     assert len(rows) == len(plain)
-    for row, (what, (_, _, compiled)) in zip(rows, plain.items(), strict=True):
+    for row, (what, way) in zip(rows, plain.items(), strict=True):
         assert row.name == f"float32, channels first ÷ {what}, small, a batch of 2"
-        assert (row.not_run == "no C++ compiler here") == compiled
-        if not compiled:
+        assert (row.not_run == "no C++ compiler here") == way.compiled
+        if not way.compiled:
             error = float(re.search(r"differ by up to (\S+) %", row.baseline)[1])
             assert error < (2 if "bfloat16" in what else 0.01)

@@ -11,6 +11,7 @@ from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+from histostore.build.allocator import share_one_heap
 from histostore.build.cluster import run_on_cluster
 from histostore.build.options import BuildOptions
 from histostore.build.pipeline import Failure, ImageJob
@@ -90,6 +91,7 @@ def build(
     StorageError
         If the store cannot be written; what was committed stays.
     """
+    share_one_heap()  # before there are threads that have heaps of their own
     began = time.monotonic()
     store_url = os.fspath(store_url)
     options = _checked(options or BuildOptions(), store_url, workers, scheduler)

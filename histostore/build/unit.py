@@ -9,7 +9,7 @@ from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from histostore.build.allocator import return_large_blocks
+from histostore.build.allocator import share_one_heap
 from histostore.build.gather import gather_fragments, patches_of
 from histostore.build.pipeline import READ_AHEAD, EncodedImage, Failure, encode_images
 from histostore.build.reembed import embed_again
@@ -108,7 +108,7 @@ def build_unit(
     StorageError
         If the store cannot be seen from here, or refuses.
     """
-    return_large_blocks()
+    share_one_heap()
     if features is None:
         options = json.dumps(task.storage_options)
         features = _feature_set(task.build_id, task.store_url, task.feature_set, options)

@@ -125,8 +125,7 @@ def load_encoder(
     batch_size
         Patches at once; ``None`` takes the encoder's own.
     threads
-        Threads of one forward pass on the CPU; ``None`` takes every core this process may
-        use. Torch keeps one number of threads per process: the encoder loaded last sets it.
+        Threads of the CPU to use; ``None`` takes every core this process may use.
     precision
         ``float32``, ``bfloat16`` or ``float16`` (GPU only).
 

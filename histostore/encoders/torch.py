@@ -12,6 +12,7 @@ from torch import Tensor
 from histostore.encoders.architectures import blueprint
 from histostore.encoders.base import EncoderIdentity, check_patches
 from histostore.encoders.hub import given
+from histostore.encoders.lanes import Lanes
 from histostore.encoders.pixels import affine, resize
 from histostore.encoders.weights import digest, load_strictly
 from histostore.errors import EncoderError, OptionError
@@ -48,7 +49,9 @@ class TorchEncoder:
     device
         Where it runs.
     batch_size
-        Patches in one forward pass.
+        Patches in one forward pass; on a CPU, in those that run side by side.
+    threads
+        Threads of a CPU.
     channels_last
         Whether images lie in memory with the channel last; the other order gives the same
         vectors to rounding, more slowly.
@@ -66,6 +69,7 @@ class TorchEncoder:
         identity: EncoderIdentity,
         device: torch.device,
         batch_size: int,
+        threads: int,
         channels_last: bool = True,
     ) -> None:
         self._plan = plan
@@ -77,6 +81,8 @@ class TorchEncoder:
         self._module = self._module.to(memory_format=self._format)  # type: ignore[call-overload]
         self._scale, self._shift = affine(plan.mean, plan.std, device)
         self._n_features = self._probe()
+        on_cpu = device.type == "cpu"
+        self._lanes = Lanes(threads, batch_size=batch_size) if on_cpu else None
 
     @property
     def identity(self) -> EncoderIdentity:
@@ -90,8 +96,8 @@ class TorchEncoder:
 
     @property
     def batch_size(self) -> int:
-        """Patches in one forward pass; more at once are taken in turns of this many."""
-        return self._batch_size
+        """Patches of one forward pass on a CPU, of two on a GPU; more are taken in turns."""
+        return self._batch_size if self._lanes is not None else 2 * self._batch_size
 
     def encode(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Turn patches into vectors.
@@ -114,11 +120,7 @@ class TorchEncoder:
         _check(patches, self._plan.smallest_px)
         if len(patches) == 0:
             return np.zeros((0, self._n_features), np.float32)
-        with torch.inference_mode(), self._arithmetic():
-            # On a GPU these calls return before the work is done, so that the next batch is
-            # copied while this one computes; the transfer back waits for all of them.
-            parts = [self._forward(batch) for batch in self._batches(patches)]
-            embedding: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
+        embedding: NDArray[np.float32] = torch.cat(list(self._vectors(patches))).cpu().numpy()
         if not np.isfinite(embedding).all():
             raise EncoderError(
                 f"{self._identity.name} gave vectors that are not finite in "
@@ -126,15 +128,22 @@ class TorchEncoder:
             )
         return embedding
 
-    def _batches(self, patches: NDArray[np.uint8]) -> Iterator[Tensor]:
+    def _vectors(self, patches: NDArray[np.uint8]) -> Iterator[Tensor]:
         for start in range(0, len(patches), self._batch_size):
             rows = np.require(patches[start : start + self._batch_size], requirements=["C", "W"])
             batch = torch.from_numpy(rows)
-            if self._device.type == "cuda":
-                batch = batch.pin_memory().to(self._device, non_blocking=True)
-            yield batch
+            if self._lanes is not None:
+                yield self._lanes.map(self._forward, batch)
+            else:
+                # These calls return before the work is done, so that the next batch is copied
+                # while this one computes; who takes the vectors waits for all of them.
+                yield self._forward(batch.pin_memory().to(self._device, non_blocking=True))
 
     def _forward(self, batch: Tensor) -> Tensor:
+        with torch.inference_mode(), self._arithmetic():
+            return self._network(batch)
+
+    def _network(self, batch: Tensor) -> Tensor:
         pixels = batch.permute(0, 3, 1, 2)  # (patch, channel, y, x), channels last in memory
         if self._plan.channels == "BGR":
             pixels = pixels.flip(1)
@@ -156,8 +165,7 @@ class TorchEncoder:
         """Ask the network itself for the width of its vectors, with one grey patch."""
         side = self._plan.input_px or max(_PROBE_PX, self._plan.smallest_px)
         grey = torch.full((1, side, side, 3), 128, dtype=torch.uint8, device=self._device)
-        with torch.inference_mode(), self._arithmetic():
-            shape = tuple(self._forward(grey).shape)
+        shape = tuple(self._forward(grey).shape)
         if len(shape) != 2:
             raise EncoderError(
                 f"{self._identity.name} gives {shape} for one patch, not one vector; "
@@ -177,8 +185,7 @@ def load(
 ) -> TorchEncoder:
     """Load a torch encoder.
 
-    The number of threads is torch's own setting for the whole process, made here once. The
-    global random state is left as it was.
+    Torch's number of threads in this process and its random state are left as they were.
 
     Parameters
     ----------
@@ -193,7 +200,7 @@ def load(
     batch_size
         Patches in one forward pass; ``None`` takes the card's.
     threads
-        Threads of one forward pass on the CPU.
+        Threads of a CPU to use.
     precision
         ``float32``, ``bfloat16`` or ``float16``.
 
@@ -203,7 +210,6 @@ def load(
         If the device is absent, or the weights cannot be had or do not fit.
     """
     place = place_of(device, precision)
-    torch.set_num_threads(threads)
     seed = _seed(weights)
     with _forked_random_state(seed):
         plan = blueprint(card)
@@ -218,7 +224,7 @@ def load(
         precision=precision,
     )
     size = batch_size or (card.batch_size_cuda if place.type == "cuda" else card.batch_size)
-    encoder = TorchEncoder(plan, identity=identity, device=place, batch_size=size)
+    encoder = TorchEncoder(plan, identity=identity, device=place, batch_size=size, threads=threads)
     if card.n_features not in {None, encoder.n_features}:
         raise EncoderError(
             f"{card.name} gives {encoder.n_features} features; its card says {card.n_features}"

@@ -17,8 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from histostore.encoders.architectures import blueprint
 from histostore.encoders.assembly import Backbone, SideBySide, layers_from
 from histostore.encoders.base import EncoderIdentity
@@ -29,6 +27,7 @@ from histostore.encoders.weights import digest, load_strictly, read_state
 from histostore.errors import Ambiguous, EncoderError, NotFound
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 __all__ = ["FORMAT", "KIND", "body_of", "load", "members_of"]
@@ -71,7 +70,6 @@ def load(
         If it holds several, and none is named.
     """
     place = place_of(device, precision)
-    torch.set_num_threads(threads)
     given, _, member = card.name.removeprefix(_PREFIX).partition("#")
     folder = Path(weights or given).expanduser()
     chosen = _choose(folder, member, card.name)
@@ -93,7 +91,7 @@ def load(
         precision=precision,
     )
     size = batch_size or (card.batch_size_cuda if place.type == "cuda" else card.batch_size)
-    return TorchEncoder(plan, identity=identity, device=place, batch_size=size)
+    return TorchEncoder(plan, identity=identity, device=place, batch_size=size, threads=threads)
 
 
 def members_of(folder: Path) -> tuple[str, ...]:

@@ -101,18 +101,6 @@ def test_an_encoder_without_published_weights_says_how_to_give_them():
         load_encoder("squeezenet1_1")
 
 
-def test_every_available_core_is_used_unless_told_otherwise():
-    import torch
-
-    before = torch.get_num_threads()
-    try:
-        load_encoder("squeezenet1_1", weights="random:0", device="cpu")
-        assert torch.get_num_threads() == catalog.available_cores()
-    finally:
-        torch.set_num_threads(before)
-    assert catalog.available_cores() >= 1
-
-
 def test_a_new_encoder_is_a_row_of_the_table(monkeypatch):
     row = EncoderCard(
         name="mine",

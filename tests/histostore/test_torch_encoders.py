@@ -82,6 +82,7 @@ def test_the_memory_format_changes_speed_only(name):
         identity=last.identity,
         device=torch.device("cpu"),
         batch_size=8,
+        threads=1,
         channels_last=False,
     )
     _close(first.encode(_patches(3)), last.encode(_patches(3)))
