@@ -832,7 +832,7 @@ def predict(run: str, store: str, cohort: str | None, output: str, **given: Any)
     from zoo.prediction import predict as predict_images
     from zoo.run import Run
 
-    check_output(output)
+    check_output(output, store, cohort)
     asked = Run.load(run)
     with shown("predicting") as progress:
         if on_pixels(asked):

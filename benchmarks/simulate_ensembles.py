@@ -74,7 +74,8 @@ def simulate(repeats):
 
 def figure(alarms, rows):
     """Draw false alarms, and beside them what ensembles of noise seem to gain."""
-    tests = dict.fromkeys(row["test"] for row in alarms if "ignored" not in row["test"])
+    names = dict.fromkeys(row["test"] for row in alarms)
+    tests = [name for name in names if not name.endswith((", patients ignored", ", percentiles"))]
     rules = [(rule, n) for rule in LEARNED for n in SIZES]
     height = TOP + STEP * max(len(tests), len(rules)) + 70
     second = LEFT + WIDTH + 30
@@ -84,7 +85,7 @@ def figure(alarms, rows):
         'aria-label="False alarms of each test, and gains of ensembles of members that know nothing">',
         f'<rect width="100%" height="{height}" fill="#fff"/>',
     ]
-    parts += alarms_panel(alarms, list(tests), height)
+    parts += alarms_panel(alarms, tests, height)
     parts.append(f'<g transform="translate({second - 60} 0)">')
     parts += gains_panel(rows, rules, height)
     return "\n".join([*parts, "</g>", "</svg>", ""])

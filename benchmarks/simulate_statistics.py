@@ -2,27 +2,30 @@
 
     python -m benchmarks.simulate_statistics                    # a few seconds, rough
     python -m benchmarks.simulate_statistics --repeats 400 --resamples 300 --out docs/figures
-    python -m benchmarks.simulate_statistics --only coverage --out docs/figures
+    python -m benchmarks.simulate_statistics --only numbers --out docs/figures
 
 Images are drawn of which the truth is known: a score for each class is normal, ``d`` higher for the
 true one, ``d`` chosen for an AUROC; half of the noise is the patient's, who has one class and one
-to five images. Beside what the zoo does stand the usual ways to make an interval of resamples.
-Written are ``statistics.json`` and ``coverage.svg``; what is not simulated anew is kept.
+to five images. True numbers are normal, and predicted with an error in their standard deviations.
+Beside what the zoo does stand the usual ways to make an interval of resamples. Written are
+``statistics.json`` and ``coverage.svg``; what is not simulated anew is kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr, ndtri, stdtrit
 
-from zoo.intervals import metric_interval
+from zoo.intervals import metric_interval, percentile_interval
 from zoo.metrics import metric_heading
 from zoo.metrics.classes import Scorer
+from zoo.metrics.regression import NumberScorer
 from zoo.significance import delong, mcnemar
 from zoo.statistics import paired_bootstrap, patient_draws
 
@@ -35,6 +38,9 @@ SHARES = {2: (0.6, 0.4), 3: (0.5, 0.3, 0.2)}
 METHODS = ("zoo", "percentile", "bca")
 METRICS = ("accuracy", "macro_f1", "auroc")
 SIZES = (30, 60, 100, 374)
+ERRORS = (0.4, 1.0)
+NUMBERED = (30, 50, 100)
+"""Patients whose numbers are predicted."""
 LEVEL = 0.95
 
 
@@ -129,12 +135,61 @@ def coverage(repeats, n_resamples):
                         "patients": n,
                         "method": method,
                         "truth": round(float(truth[name]), 4),
-                        "coverage": round(float(np.mean([held for held, _ in seen])), 3),
-                        "width": round(float(np.mean([width for _, width in seen])), 4),
+                        **_summary(seen),
                     }
                     for (name, method), seen in found.items()
                 ]
     return rows
+
+
+def draw_numbers(rng, n, error, images):
+    """Draw true numbers, predicted ones, and patients, whose part is half of either's variance."""
+    patients = np.repeat(np.arange(n), rng.integers(1, 2 * images, size=n))
+    truth, noise = rng.normal(size=(2, len(patients)))
+    if images > 1:
+        own = rng.normal(size=(2, n))[:, patients]
+        truth, noise = np.sqrt(0.5) * (np.stack([truth, noise]) + own)
+    return truth[:, None], (truth + error * noise)[:, None], patients.astype(str)
+
+
+def numbers(repeats, n_resamples):
+    rows = []
+    for images, error, n in itertools.product((1, 3), ERRORS, NUMBERED):
+        rng = np.random.default_rng([images, round(10 * error), n])
+        many = NumberScorer(*draw_numbers(np.random.default_rng(1), 600_000, error, 1)[:2])
+        truth = {name: told[0] for name, told in many(np.ones((1, many.n_images))).items()}
+        found = {}
+        for k in range(repeats):
+            y, told, patients = draw_numbers(rng, n, error, images)
+            scorer = NumberScorer(y, told)
+            whole = scorer(np.ones((1, len(y))))
+            drawn = [scorer(w) for w in patient_draws(patients, n_resamples=n_resamples, seed=k)]
+            for name in scorer.names:
+                value = float(whole[name][0])
+                draws = np.concatenate([part[name] for part in drawn])
+                sizes = {"n_images": len(y), "n_patients": n}
+                ends = metric_interval(name, value, draws, **sizes), percentile_interval(draws)
+                for method, (low, high) in zip(METHODS, ends, strict=False):
+                    held = low <= truth[name] <= high
+                    found.setdefault((name, method), []).append((held, high - low))
+        rows += [
+            {
+                "metric": name,
+                "images_per_patient": images,
+                "error": error,
+                "patients": n,
+                "method": method,
+                "truth": round(float(truth[name]), 4),
+                **_summary(seen),
+            }
+            for (name, method), seen in found.items()
+        ]
+    return rows
+
+
+def _summary(seen):
+    held, width = np.mean(seen, axis=0)
+    return {"coverage": round(float(held), 3), "width": round(float(width), 4)}
 
 
 def false_alarms(repeats, n_resamples, sizes, images_per_patient=1):
@@ -152,10 +207,14 @@ def false_alarms(repeats, n_resamples, sizes, images_per_patient=1):
             area = delong(y, one, other, patients)
             told = [gaps[name].p for name in METRICS]
             found.append([*told, swap.p, swap.mid_p, area.p, *careless])
-        names = [*(f"bootstrap {name}" for name in METRICS), "mcnemar", "mcnemar mid-p", "delong"]
+        boots = [f"bootstrap {name}" for name in METRICS]
+        names = [*boots, "mcnemar", "mcnemar mid-p", "delong"]
         names += ["delong, patients ignored", "mcnemar mid-p, patients ignored"]
         p = np.array([[np.nan if v is None else v for v in line] for line in found], float)
-        shares = (p <= 0.05).mean(axis=0)
+        # What zoo.intervals.expanded_p makes of the tail, undone.
+        plain = 2 * ndtr(stdtrit(n - 1, p[:, : len(boots)] / 2) * np.sqrt(n / (n - 1)))
+        names += [f"{name}, percentiles" for name in boots]
+        shares = (np.hstack([p, plain]) <= 0.05).mean(axis=0)
         rows += [
             {
                 "test": name,
@@ -238,13 +297,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=4, help="samples per setting")
     parser.add_argument("--resamples", type=int, default=200, help="resamples per interval")
-    parser.add_argument("--only", choices=("coverage", "alarms"), help="one of both")
+    parser.add_argument("--only", choices=("coverage", "numbers", "alarms"), help="one of them")
     parser.add_argument("--out", type=Path, default=None, help="folder of the JSON and the figure")
     given = parser.parse_args()
     path = given.out and given.out / "statistics.json"
     document = json.loads(path.read_text("utf-8")) if path and path.is_file() else {}
     document["level"] = LEVEL
-    for part, simulate in (("coverage", coverage), ("alarms", alarms)):
+    for part, simulate in (("coverage", coverage), ("numbers", numbers), ("alarms", alarms)):
         if given.only in (None, part):
             started = time.process_time()
             rows = simulate(given.repeats, given.resamples)

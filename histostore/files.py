@@ -67,6 +67,19 @@ class Source:
     places: str | None = None
     """Size and version of the file that says where patches lie; None where a grid does."""
 
+    scale: str | None = None
+    """Micrometres per pixel of level 0, where the grid asks for a scale: the cohort's number,
+    or ``file`` for the file's own."""
+
+    @property
+    def mpp(self) -> float | None:
+        """Micrometres per pixel that the cohort said, None where it said none."""
+        return None if self.scale is None or self.scale == "file" else float(self.scale)
+
+    def scaled_by(self, mpp: float | None) -> Source:
+        """Give the same source, of which the cohort, or else the file, says the scale."""
+        return replace(self, scale="file" if mpp is None else repr(mpp))
+
     def placed_by(self, file: Source) -> Source:
         """Give the same source, of which a file says where patches lie."""
         return replace(self, places=f"{file.size} {file.version}")
@@ -81,17 +94,21 @@ class Source:
         False
         >>> now.placed_by(Source(url="b.csv", size=9, version="1")).differs(now.to_json())
         True
+        >>> now.scaled_by(0.25).differs(now.scaled_by(0.5).to_json())
+        True
         """
-        return (self.size, self.version, self.places) != (
+        return (self.size, self.version, self.places, self.scale) != (
             then["size"],
             then["version"],
             then.get("places"),
+            then.get("scale", self.scale),  # older stores do not say
         )
 
     def to_json(self) -> dict[str, Any]:
         """Give the source as JSON values."""
-        document: dict[str, Any] = {"url": self.url, "size": self.size, "version": self.version}
-        return document if self.places is None else {**document, "places": self.places}
+        seen = {"places": self.places, "scale": self.scale}
+        document = {"url": self.url, "size": self.size, "version": self.version}
+        return document | {key: value for key, value in seen.items() if value is not None}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Source:
@@ -108,6 +125,7 @@ class Source:
             size=document["size"],
             version=document["version"],
             places=document.get("places"),
+            scale=document.get("scale"),
         )
 
 

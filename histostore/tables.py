@@ -26,6 +26,7 @@ __all__ = [
     "REQUIRED",
     "Cells",
     "Table",
+    "cell_text",
     "name_problem",
     "parse_csv",
     "parse_frame",
@@ -226,7 +227,7 @@ def parse_parquet(content: bytes) -> Table:
         if pa.types.is_nested(field.type) or "binary" in str(field.type)
     ]
     names = [name for name in table.column_names if not name.startswith("__index_level_")]
-    cells = [[_text(value) for value in table.column(name).to_pylist()] for name in names]
+    cells = [[cell_text(value) for value in table.column(name).to_pylist()] for name in names]
     return Table.assembled(names, cells, problems)
 
 
@@ -237,12 +238,18 @@ def parse_frame(frame: pd.DataFrame) -> Table:
     where one is missing); NaN, NaT and NA are missing values.
     """
     names = [str(name) for name in frame.columns]
-    cells = [[_text(v) for v in frame.iloc[:, i].tolist()] for i in range(len(names))]
+    cells = [[cell_text(v) for v in frame.iloc[:, i].tolist()] for i in range(len(names))]
     return Table.assembled(names, cells)
 
 
-def _text(value: object) -> str | None:
-    """Write one cell as text, None where it is missing."""
+def cell_text(value: object) -> str | None:
+    """Write one cell as text, None where it is missing.
+
+    Examples
+    --------
+    >>> cell_text(1.0), cell_text(0.5), cell_text(True), cell_text(math.nan)
+    ('1', '0.5', 'True', None)
+    """
     if isinstance(value, str):
         return value.strip() or None
     if value is None or type(value).__name__ in {"NAType", "NaTType"}:

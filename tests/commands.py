@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,18 @@ def call(program, *args, **options):
     return Done(result.exit_code, result.stdout, result.stderr)
 
 
+def build(table, store, *options):
+    """Build a store, of small patches without looking for tissue."""
+    return call("histostore", "build", table, store, *BUILD, *options)
+
+
+def fit(store, table, out, *options):
+    """Fit logistic regression, in two folds where the options do not say."""
+    quick = () if "--folds" in options else ("--folds", 2)
+    words = ("zoo", "fit", store, table, "--head", "logistic", "-o", out, "--workers", 1)
+    return call(*words, *quick, *options)
+
+
 def command(program, *args):
     """Give the words that start a command as a process of its own."""
     code = f"import cli; cli.{program}_main()"
@@ -73,6 +86,13 @@ def picture(seed, *, height=64, width=96, colour=(205, 130, 190)):
     """Draw noise around a colour."""
     rng = np.random.default_rng(seed)
     return np.clip(rng.normal(colour, 25, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def encoded(suffix):
+    """Give the bytes of a picture's file."""
+    file = BytesIO()
+    Image.fromarray(picture(0)).save(file, format=suffix)
+    return file.getvalue()
 
 
 def make_cohort(folder, n=12, classes=("benign", "malignant"), prefix="i", **columns):

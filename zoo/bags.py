@@ -225,7 +225,7 @@ class Bags:
         Raises
         ------
         OptionError
-            If the arrays do not fit each other, or a label is not among the classes.
+            If the arrays do not fit each other, hold NaN, or a label is not among the classes.
         EmptyBag
             If a bag has no row.
 
@@ -240,7 +240,7 @@ class Bags:
         rows = np.asarray(embedding, dtype=np.float32)
         starts = np.asarray(offset, dtype=np.int64)
         n = len(starts) - 1
-        names = objects(image_ids if image_ids is not None else [str(i) for i in range(n)])
+        names = objects([str(name) for name in (range(n) if image_ids is None else image_ids)])
         task = Task() if task is None else task
         (codes, known), numbers = encode(labels, classes, n), None
         if not task.one_class:
@@ -250,11 +250,11 @@ class Bags:
             offset=starts,
             coords=np.asarray(np.zeros((len(rows), 2)) if coords is None else coords, np.int32),
             image_ids=names,
-            patient_ids=names if patient_ids is None else objects(patient_ids),
+            patient_ids=names if patient_ids is None else objects([str(p) for p in patient_ids]),
             labels=codes,
             truth=numbers,
         )
-        return cls._new(table, known, "identity", task)
+        return cls._new(table.finite(), known, "identity", task)
 
     @classmethod
     def _new(cls, table: BagTable, classes: tuple[str, ...], augmentation: str, task: Task) -> Bags:

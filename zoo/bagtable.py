@@ -82,10 +82,11 @@ class BagTable:
 
     def __post_init__(self) -> None:
         n, rows = len(self.offset) - 1, len(self.embedding)
-        if self.embedding.ndim != 2 or n < 0 or self.offset[0] != 0 or self.offset[-1] != rows:
+        flat = self.embedding.ndim == 2 and self.offset.ndim == 1 and n >= 0
+        if not flat or self.offset[0] != 0 or self.offset[-1] != rows:
             msg = (
                 "embedding must be (patch, feature) and offset run from 0 to its length, "
-                f"seen {self.embedding.shape=}, {self.offset[[0, -1][: n + 1]]=}"
+                f"seen {self.embedding.shape=}, offset {self.offset.ravel()[:: max(n, 1)].tolist()}"
             )
             raise OptionError(msg)
         expected = {"coords": rows, "image_ids": n, "patient_ids": n, "labels": n}
@@ -104,6 +105,26 @@ class BagTable:
         if self.folder is not None:
             del fields["embedding"], fields["coords"]
         return _rebuilt, (fields,)
+
+    def finite(self) -> BagTable:
+        """Give this table, or refuse rows that hold NaN or infinity.
+
+        Raises
+        ------
+        OptionError
+            With the first bags that have such a row.
+        """
+        with np.errstate(invalid="ignore"):  # infinities of both signs
+            sums = self.embedding.sum(axis=1, dtype=np.float64)
+        wrong = np.flatnonzero(~np.isfinite(sums))
+        if len(wrong):
+            bags = np.unique(np.searchsorted(self.offset, wrong, side="right") - 1)
+            n = f"{len(wrong):,} of {len(sums):,} patches"
+            raise OptionError(
+                f"{n} hold NaN or infinity, in {named(self.image_ids[bags])}: leave them out, or fill "
+                "the gaps"
+            )
+        return self
 
     def bag(self, row: int) -> Bag:
         """Give one bag; its rows are a slice, not a copy."""

@@ -81,8 +81,9 @@ def against_best(
     scores, draws = metric_draws(
         y, [best.prob, *(run.prob for run in others)], patients, metric or headline(task), task=task
     )
+    n_patients = len(set(map(str, patients)))
     gaps = [
-        difference(float(score - scores[0]), drawn - draws[0])
+        difference(float(score - scores[0]), drawn - draws[0], n_patients=n_patients)
         for score, drawn in zip(scores[1:], draws[1:], strict=True)
     ]
     swaps: list[McNemar | None] = [None] * len(others)

@@ -16,10 +16,11 @@ import numpy as np
 
 from histostore.text import table as drawn
 from zoo.blending import CALIBRATIONS, RULES, Members, blend, check_rule
+from zoo.claiming import begin
 from zoo.errors import RunError
 from zoo.labels import named
 from zoo.predictions import fixed_columns, read_truth
-from zoo.run import Run, begin, run_digest, write_run
+from zoo.run import Run, run_digest, write_run
 from zoo.soundness import history_columns
 
 if TYPE_CHECKING:
@@ -99,12 +100,12 @@ def ensemble(
     combined, learned = _combined(members, tables, rule, calibrate)
     folder = Path(out)
     document = _document(members, folder, rule, calibrate)
-    begin(folder, document)
-    document["name"] = name or folder.resolve().name
-    if learned:
-        document["learned"] = learned
-    document["seconds"] = round(time.monotonic() - start, 3)
-    return write_run(folder, document, combined, _no_history(members[0].task))
+    with begin(folder, document):
+        document["name"] = name or folder.resolve().name
+        if learned:
+            document["learned"] = learned
+        document["seconds"] = round(time.monotonic() - start, 3)
+        return write_run(folder, document, combined, _no_history(members[0].task))
 
 
 def learned_text(document: Mapping[str, Any]) -> str:
@@ -144,8 +145,8 @@ def _check(members: Sequence[Run], tables: Sequence[pd.DataFrame], rule: str) ->
     """Refuse members that do not match the first, naming what differs."""
     first = members[0]
     for member, table in zip(members[1:], tables[1:], strict=True):
-        if _scale(member.task, rule) != _scale(first.task, rule):
-            differs = f"task: {_named(member.task)} and {_named(first.task)}"
+        if _scale(member, rule) != _scale(first, rule):
+            differs = f"task: {_named(member)} and {_named(first)}"
         elif member.classes != first.classes:
             differs = f"classes {', '.join(member.classes)} and {', '.join(first.classes)}"
         elif member.document.get("target") != first.document.get("target"):
@@ -159,15 +160,22 @@ def _check(members: Sequence[Run], tables: Sequence[pd.DataFrame], rule: str) ->
             )
 
 
-def _scale(task: Task, rule: str) -> tuple[object, ...]:
+def _scale(run: Run, rule: str) -> tuple[object, ...]:
     """Say what members must share, so that what they predict can be put together."""
+    task = run.task
     if task.kind == "survival" and rule == "mean":
-        return task.kind, task.loss, task.intervals
+        return task.kind, task.loss, task.intervals, _is_standardised(run)
     return (task.kind,)
 
 
-def _named(task: Task) -> str:
-    return task.kind if task.one_class else f"{task.kind} by {task.loss}"
+def _is_standardised(run: Run) -> bool:
+    """Whether an ensemble's risks are in standard deviations of its members'."""
+    return "scale" in (run.document.get("learned") or {})
+
+
+def _named(run: Run) -> str:
+    task, words = run.task, ", standardised" if _is_standardised(run) else ""
+    return task.kind if task.one_class else f"{task.kind} by {task.loss}{words}"
 
 
 def _difference(table: pd.DataFrame, other: pd.DataFrame) -> str:

@@ -19,13 +19,14 @@ import numpy as np
 from histostore.errors import OptionError
 from histostore.files import public_url
 from zoo import tasks
+from zoo.claiming import begin
 from zoo.errors import SplitError
 from zoo.jobs import Execution, Job, Task, run_jobs
 from zoo.manyviews import all_views, views_told
 from zoo.peaks import largest
 from zoo.predictions import predictions_frame, written
 from zoo.recipes import Recipe
-from zoo.run import begin, write_run
+from zoo.run import write_run
 from zoo.soundness import history_columns
 from zoo.split import VALIDATION_SHARE, Split
 from zoo.targets import strata
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Execution",
     "Labelled",
+    "check_split",
     "chosen_seeds",
     "embedding_digest",
     "fit_run",
@@ -169,6 +171,28 @@ def _strata(bags: Labelled, folds: int | str) -> NDArray[np.str_]:
     return strata(bags.task, bags.truth, bags.patient_ids, least)
 
 
+def check_split(images: Labelled, split: Split) -> None:
+    """Refuse folds over other images, and folds of which nothing can be learned.
+
+    Raises
+    ------
+    SplitError
+        With the number of the fold, and what its training images lack.
+    """
+    n = len(images.image_ids)
+    if split.image_ids != images.image_ids:
+        raise SplitError(
+            f"the split is over {len(split.image_ids)} other images than these {n} bags"
+        )
+    for fold in () if images.task.one_class else split:
+        problem = images.task.problem_of(images.truth[fold.train])
+        if problem:
+            raise SplitError(
+                f"fold {fold.number} has {len(fold.train)} images to train on, of which nothing can "
+                f"be learned: {problem}"
+            )
+
+
 def fit_run(
     bags: Bags,
     head: HeadSpec,
@@ -214,7 +238,7 @@ def fit_run(
     RecipeError
         If the recipe does not fit the head or the task.
     RunError
-        If ``out`` holds something else.
+        If ``out`` holds something else, or another process is filling it.
     StorageError
         If ``out`` cannot be written.
     """
@@ -222,30 +246,29 @@ def fit_run(
     recipe = Recipe() if recipe is None else recipe
     head.check_task(bags.task, recipe)
     split = make_split(bags) if split is None else split
-    if split.image_ids != bags.image_ids:
-        msg = f"the split is over {len(split.image_ids)} other images than these {len(bags)} bags"
-        raise SplitError(msg)
+    check_split(bags, split)
     chosen = chosen_seeds(seeds)
     head.check_recipe(recipe, has_validation=all(len(fold.validation) for fold in split))
     document = run_document(bags, split, head, recipe=recipe, seeds=chosen)
     folder = Path(out)
-    task = Task(
-        head=head,
-        recipe=recipe,
-        heads=folder / "heads",
-        unfinished=begin(folder, {**document, "embedding": embedding_digest(bags)}),
-        execution=execution or Execution(),
-    )
     jobs = [Job(fold=fold, seed=seed) for fold in split for seed in chosen]
-    results = run_jobs(jobs, bags, task)
-    document["name"] = name or folder.resolve().name
-    document["store"] = {**bags.source.get("store", {}), "url": public_url(store_url)}
-    document["cohort"] |= bags.source.get("cohort", {})
-    document["seconds"] = round(time.monotonic() - start, 3)
-    document |= largest([result.peak for result in results])
-    return write_run(
-        folder, document, predictions_table(bags, results), history_table(results, bags.task)
-    )
+    with begin(folder, {**document, "embedding": embedding_digest(bags)}) as unfinished:
+        task = Task(
+            head=head,
+            recipe=recipe,
+            heads=folder / "heads",
+            unfinished=unfinished,
+            execution=execution or Execution(),
+        )
+        results = run_jobs(jobs, bags, task)
+        document["name"] = name or folder.resolve().name
+        document["store"] = {**bags.source.get("store", {}), "url": public_url(store_url)}
+        document["cohort"] |= bags.source.get("cohort", {})
+        document["seconds"] = round(time.monotonic() - start, 3)
+        document |= largest([result.peak for result in results])
+        return write_run(
+            folder, document, predictions_table(bags, results), history_table(results, bags.task)
+        )
 
 
 def run_document(

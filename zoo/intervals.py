@@ -11,8 +11,9 @@ asked for one thing alone, their variance, and :func:`metric_interval` says what
   scale (AUROC: Pepe 2003, Qin & Hotilovac 2008; AUPRC: Boyd et al. 2013);
 - losses have no upper bound: theirs is normal on the log scale.
 
-None leaves its bounds, each contains the score. ``docs/statistics.md`` shows how often they cover
-the truth.
+None of these leaves its bounds, each contains the score. What has no such rule, and every difference,
+has :func:`expanded_interval`: percentiles, moved outwards as few patients ask for.
+``docs/statistics.md`` shows how often all of them cover the truth.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ __all__ = [
     "area_interval",
     "basic_interval",
     "effective_size",
+    "expanded_interval",
+    "expanded_p",
     "loss_interval",
     "metric_interval",
     "percentile_interval",
@@ -64,7 +67,7 @@ def metric_interval(
     ----------
     metric
         One of :mod:`zoo.metrics`; what is no share, area, kappa, loss or calibration error has
-        percentiles.
+        :func:`expanded_interval`.
     value
         Of the images as they are; may be NaN.
     draws
@@ -93,7 +96,7 @@ def metric_interval(
     elif metric == "ece":
         ends = basic_interval(value, draws, level=level)
     else:
-        ends = percentile_interval(draws, level=level)
+        ends = expanded_interval(draws, n_patients=n_patients, level=level)
     return ends
 
 
@@ -257,6 +260,76 @@ def percentile_interval(
         return None, None
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def expanded_interval(
+    draws: NDArray[np.float64], *, n_patients: int, level: float = 0.95
+) -> tuple[float | None, float | None]:
+    """Give percentiles moved outwards, as few patients ask for (Hesterberg 2015).
+
+    Percentiles are too narrow twice: resamples of n patients vary by (n - 1) / n of what samples
+    vary by, and they know no Student's t. Instead of a tail of ``a = (1 - level) / 2``, the ends
+    therefore cut off ``Φ(-√(n / (n - 1)) · t)``, with t of ``n - 1`` degrees of freedom and a tail
+    of ``a``. They are draws themselves, rounded outwards, so that the interval leaves out 0 where
+    :func:`expanded_p` is below ``1 - level``, and only there.
+
+    Parameters
+    ----------
+    draws
+        Of resamples of patients, ``(resample,)``, NaN where undefined.
+    n_patients
+        How many patients were drawn from. They are drawn whatever their class, so it is all.
+    level
+        Share of samples whose interval holds the truth.
+
+    Returns
+    -------
+    low, high
+        None where half of the draws or more are undefined, or where there are too few to reach so
+        far out: of 2,000 draws, those of four patients or fewer.
+
+    Examples
+    --------
+    >>> draws = np.linspace(-1, 1, 2001)
+    >>> [[round(end, 3) for end in expanded_interval(draws, n_patients=n)] for n in (10, 10**6)]
+    [[-0.984, 0.984], [-0.951, 0.951]]
+    >>> expanded_interval(draws, n_patients=4)
+    (None, None)
+    """
+    from scipy.special import ndtr
+
+    defined = np.sort(draws[~np.isnan(draws)])
+    if len(defined) * 2 <= len(draws) or n_patients < 2:
+        return None, None
+    tail = ndtr(-_student(n_patients, level) * np.sqrt(n_patients / (n_patients - 1)))
+    place = int(tail * (len(defined) + 1))
+    if not place:
+        return None, None
+    return float(defined[place - 1]), float(defined[-place])
+
+
+def expanded_p(draws: NDArray[np.float64], *, n_patients: int) -> float | None:
+    """Give the two-sided p of no difference that goes with :func:`expanded_interval`.
+
+    The smaller share of draws on one side of 0, one added to both sides of the fraction (Davison &
+    Hinkley 1997, eq. 4.11), is a tail of the normal distribution; taken back to Student's,
+    ``p = 2 · T(Φ⁻¹(share) · √((n - 1) / n))``. None where half of the draws or more are undefined.
+
+    Examples
+    --------
+    >>> draws = np.linspace(-0.05, 1.95, 2001)  # 51 of 2,001 not above 0
+    >>> [round(expanded_p(draws, n_patients=n), 3) for n in (2, 10, 10**6)]
+    [0.4, 0.098, 0.052]
+    """
+    from scipy.special import ndtri, stdtr
+
+    defined = draws[~np.isnan(draws)]
+    if len(defined) * 2 <= len(draws):
+        return None
+    least = min(np.count_nonzero(defined <= 0), np.count_nonzero(defined >= 0))
+    z = ndtri(min(0.5, (least + 1) / (len(defined) + 1)))
+    shrunk = z * np.sqrt((n_patients - 1) / n_patients)
+    return float(2 * stdtr(max(n_patients - 1, 1), shrunk))
 
 
 def basic_interval(

@@ -8,13 +8,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import multiprocessing
 import os
+import threading
 import time
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
+from histostore.atomic import atomic
 from histostore.errors import OptionError
 from zoo.bags import Bags
 from zoo.errors import RunError
@@ -72,23 +76,31 @@ class Result:
 
     def save(self, folder: Path) -> None:
         """Write to ``folder``, at once or not at all."""
-        target = folder / f"{self.job.name}.npz"
-        hidden = folder / f".{self.job.name}.tmp"
         # JSON has no NaN, Python's reader and writer do; the file is ours and short-lived.
         told = np.array(json.dumps(self.history))
         peak = np.array(json.dumps(dataclasses.asdict(self.peak)))
-        with hidden.open("wb") as file:
+        target = folder / f"{self.job.name}.npz"
+        with atomic(target, durable=True) as hidden, hidden.open("wb") as file:
             np.savez(file, history=told, peak=peak, **self.prob)  # type: ignore[arg-type]
-        hidden.replace(target)
 
     @classmethod
     def load(cls, folder: Path, job: Job) -> Result:
-        """Read what :meth:`save` wrote."""
-        with np.load(folder / f"{job.name}.npz", allow_pickle=False) as file:
-            prob = {role: file[role] for role in job.fold.parts}
-            told = json.loads(str(file["peak"])) if "peak" in file else {}
-            history = json.loads(str(file["history"]))
-            return cls(job=job, prob=prob, history=history, peak=Peak(**told))
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        RunError
+            If the file is damaged.
+        """
+        path = folder / f"{job.name}.npz"
+        try:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                prob = {role: file[role] for role in job.fold.parts}
+                told = json.loads(str(file["peak"])) if "peak" in file else {}
+                history = json.loads(str(file["history"]))
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise RunError(f"{path} is damaged: delete it, and run the same again") from error
+        return cls(job=job, prob=prob, history=history, peak=Peak(**told))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -230,13 +242,12 @@ def _side_by_side(units: list[list[Job]], task: Task, bags: Bags, workers: int) 
     """Hand units to worker processes; messages come as they end."""
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
 
     here = dataclasses.replace(task.execution, progress=None)  # stays with the parent
     with _sent(bags, task.unfinished / "embedding.npy") as sent:
         pool = ProcessPoolExecutor(
             workers,
-            mp_context=get_context("spawn"),
+            mp_context=multiprocessing.get_context("spawn"),
             initializer=_start_worker,
             initargs=(dataclasses.replace(task, execution=here), *sent),
         )
@@ -301,9 +312,18 @@ _worker: dict[str, Any] = {}
 def _start_worker(task: Task, shared: Path | None, sent: dict[str, Any] | Bags) -> None:
     # Before torch and BLAS are loaded, which read it then.
     os.environ["OMP_NUM_THREADS"] = "1"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if shared is not None and not isinstance(sent, Bags):
         sent = Bags.from_arrays(np.load(shared, mmap_mode="r", allow_pickle=False), **sent)
     _worker.update(task=task, bags=sent)
+
+
+def _end_with_parent() -> None:
+    """End this process once its parent is no more, even killed: what goes on is nobody's."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(jobs: list[Job]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histostore.errors import OptionError
+from histostore.tables import cell_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -29,7 +30,8 @@ def encode(
     Parameters
     ----------
     labels
-        Names (None: no label) or integers (−1: no label); None where nothing is labelled.
+        Names (None: no label; numbers as :class:`histostore.cohort.Cohort` writes them) or integers
+        (−1: no label); None where nothing is labelled.
     classes
         Names of the classes; those that occur, sorted, where left out.
     n
@@ -53,7 +55,7 @@ def encode(
         known = tuple(classes or [str(code) for code in range(int(codes.max(initial=-1)) + 1)])
         wrong = sorted({int(code) for code in codes[(codes < -1) | (codes >= len(known))]})
     else:
-        names = list(objects(given.tolist()))
+        names = [cell_text(name) for name in given.tolist()]
         known = tuple(classes or sorted({name for name in names if name is not None}))
         place: dict[object, int] = {None: -1, **{name: i for i, name in enumerate(known)}}
         wrong = sorted({name for name in names if name not in place})

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["on_pixels", "pool_of", "runs_of", "seated"]
+__all__ = ["on_pixels", "pool_of", "runs_of"]
 
 
 def pool_of(run: Run) -> Pool:
-    """Read by which rule a run combines members, and what it learned for that.
+    """Read by which rule a run combines members, and what it learned for that; theirs as well.
 
     Raises
     ------
@@ -36,16 +36,23 @@ def pool_of(run: Run) -> Pool:
         mix=_mix(run) if rule in LEARNED else None,
         reference=known,
         temperature=_temperature(run),
+        members=tuple(pool_of(member) for member in _members(run)),
     )
 
 
-def seated(run: Run, *, is_pooled: bool) -> Iterator[tuple[Run, float, int]]:
-    """Give the runs that have heads, with their shares, and whose part they are.
+def runs_of(
+    run: Run, weight: float = 1.0, *, is_pooled: bool = False
+) -> Iterator[tuple[Run, float]]:
+    """Give the runs that have heads, with their shares: a run itself, an ensemble's members.
+
+    An ensemble among the members stands for its own, in the order of :attr:`Pool.members`.
 
     Parameters
     ----------
     run
         A run, or an ensemble.
+    weight
+        What the shares sum to.
     is_pooled
         Whether members of rules that are no averages will do too.
 
@@ -55,27 +62,15 @@ def seated(run: Run, *, is_pooled: bool) -> Iterator[tuple[Run, float, int]]:
         As :func:`open_panel` does.
     """
     if not run.is_ensemble:
-        yield run, 1.0, 0
-        return
-    shares = _shares(run, is_pooled=is_pooled)
-    for group, (member, share) in enumerate(zip(_members(run), shares, strict=True)):
-        for one, weight in runs_of(member, share):
-            yield one, weight, group
-
-
-def runs_of(run: Run, weight: float = 1.0) -> Iterator[tuple[Run, float]]:
-    """Give the runs that have heads, with their shares: a run itself, an ensemble's members.
-
-    Raises
-    ------
-    NotSupported, RunError
-        As :func:`open_panel` does.
-    """
-    if not run.is_ensemble:
         yield run, weight
         return
-    for member, share in zip(_members(run), _shares(run), strict=True):
-        yield from runs_of(member, weight * share)
+    for member, share in zip(_members(run), _shares(run, is_pooled=is_pooled), strict=True):
+        if member.is_ensemble and not is_pooled and _temperature(member) != 1.0:
+            raise NotSupported(
+                f"{member.path} is calibrated, and part of {run.path}, so heads are not averaged "
+                "as they are: use it alone"
+            )
+        yield from runs_of(member, weight * share, is_pooled=is_pooled)
 
 
 def on_pixels(run: Run) -> bool:
@@ -90,7 +85,7 @@ def on_pixels(run: Run) -> bool:
     """
     if not run.is_ensemble:
         return "trained_on" in run.document
-    kinds = {"trained_on" in member.document for member, _, _ in seated(run, is_pooled=True)}
+    kinds = {"trained_on" in member.document for member, _ in runs_of(run, is_pooled=True)}
     if len(kinds) > 1:
         raise NotSupported(
             f"{run.path} combines runs on stored vectors with runs on pixels: predict with its "
@@ -113,10 +108,7 @@ def _member(ensemble: Run, path: Path, digest: str) -> Run:
         )
     if run_digest(path) != digest:
         raise RunError(f"{path} was changed since {ensemble.path} was made: make it again")
-    run = Run.load(path)
-    if run.is_ensemble and _temperature(run) != 1.0:
-        raise NotSupported(f"{run.path} is calibrated, and part of {ensemble.path}: use it alone")
-    return run
+    return Run.load(path)
 
 
 def _shares(run: Run, *, is_pooled: bool = False) -> list[float]:
@@ -127,10 +119,9 @@ def _shares(run: Run, *, is_pooled: bool = False) -> list[float]:
     rule, n = run.document.get("rule", "mean"), len(run.document["members"])
     is_average = rule in ("mean", "weighted", "greedy") and not _learned(run, "scale")
     if rule not in RULES or not (is_average or is_pooled):
-        other = "zoo ensemble --rule mean, weighted or greedy"
         raise NotSupported(
             f"{run.path} combines by rule {rule}, which cannot be applied to new images here: use "
-            f"{'it alone' if _learned(run, 'scale') else other}"
+            "zoo ensemble --rule mean, weighted or greedy"
         )
     weights = _mix(run).weights if rule in LEARNED else np.ones(n)
     shares = weights if weights.any() else np.ones(n)  # slopes may all be 0

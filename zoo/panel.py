@@ -5,7 +5,7 @@ Which feature set a head can read is decided in :mod:`zoo.likeness`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,12 +13,12 @@ import numpy as np
 from zoo.blending import Pool
 from zoo.errors import NotSupported
 from zoo.likeness import fitting, remarks
-from zoo.membership import on_pixels, pool_of, runs_of, seated
+from zoo.membership import on_pixels, pool_of, runs_of
 from zoo.run import Run
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -35,7 +35,6 @@ __all__ = [
     "pool_of",
     "pooled",
     "runs_of",
-    "seated",
     "spread",
     "weighted_mean",
     "weighted_sd",
@@ -64,7 +63,7 @@ class Member:
     weight: float
     """Share among the members; they sum to 1."""
     group: int = 0
-    """Which member of the ensemble that was asked for it is, or is part of."""
+    """Its number among the runs with heads, in the order of :func:`runs_of`."""
 
     def seats(self) -> list[Seat]:
         """Read the heads, each with the same part of the member's weight."""
@@ -116,7 +115,7 @@ def pooled(
     weights: NDArray[np.float64],
     groups: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """Combine what heads say: each group's own average, then the rule.
+    """Combine what heads say: each run's average, then the rule, from the innermost ensemble on.
 
     Parameters
     ----------
@@ -125,24 +124,23 @@ def pooled(
     values
         ``(head, image, column)``.
     weights, groups
-        Of the heads' seats, ``(head,)``. A group whose weight is 0 needs none.
+        Of the heads' seats, ``(head,)``. A run whose weight is 0 needs none.
 
     Returns
     -------
     values
         ``(image, column)``.
     """
-    if pool.is_average:
-        alone = replace(pool, rule="mean", mix=None)
-        return alone(weighted_mean(values, weights)[None])
-    names = np.unique(groups)
+    if not pool.members:
+        return weighted_mean(values, weights / weights.sum())
+    parts = list(_parts(pool, groups))
     each = np.array(
-        [
-            weighted_mean(values[groups == g], weights[groups == g] / weights[groups == g].sum())
-            for g in names
-        ]
+        [pooled(pool.members[m], values[own], weights[own], inner) for m, own, inner in parts]
     )
-    return pool.select(names)(each)
+    if not pool.is_average:
+        return pool.select(np.array([m for m, _, _ in parts]))(each)
+    shares = np.array([weights[own].sum() for _, own, _ in parts])
+    return pool.finished(weighted_mean(each, shares / shares.sum()))
 
 
 def spread(
@@ -155,8 +153,31 @@ def spread(
 
     Parameters are those of :func:`pooled`.
     """
-    moved = values if pool.mix is None else pool.mix.select(groups).standardised(values)
-    return weighted_sd(moved, weights)
+    return weighted_sd(_standardised(pool, values, groups), weights)
+
+
+def _standardised(
+    pool: Pool, values: NDArray[np.float64], groups: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Put what heads say on the scale on which the outermost ensemble adds it up."""
+    moved = values.copy()
+    for m, own, inner in _parts(pool, groups):
+        moved[own] = _standardised(pool.members[m], values[own], inner)
+        if pool.mix is not None:
+            moved[own] = pool.mix.select(np.array([m])).standardised(moved[own])
+    return moved
+
+
+def _parts(
+    pool: Pool, groups: NDArray[np.int64]
+) -> Iterator[tuple[int, NDArray[np.bool_], NDArray[np.int64]]]:
+    """Give each member that has heads here, which those are, and their groups within it."""
+    start = 0
+    for m, member in enumerate(pool.members):
+        own = (groups >= start) & (groups < start + member.n_runs)
+        if own.any():
+            yield m, own, groups[own] - start
+        start += member.n_runs
 
 
 def open_panel(
@@ -204,7 +225,7 @@ def open_panel(
         )
     members = [
         Member(run=one, features=fitting(one, store, feature_set), weight=weight, group=group)
-        for one, weight, group in seated(asked, is_pooled=not averages_only)
+        for group, (one, weight) in enumerate(runs_of(asked, is_pooled=not averages_only))
         if weight > 0
     ]
     notes = dict.fromkeys(

@@ -20,7 +20,7 @@ from zoo.finetune.pixels import PixelPlan, read_pixels
 from zoo.finetune.predicting import predict_rows
 from zoo.finetune.spec import Machine
 from zoo.labels import named
-from zoo.membership import on_pixels, pool_of, seated
+from zoo.membership import on_pixels, pool_of, runs_of
 from zoo.panel import pooled, spread
 from zoo.prediction import Prediction, frame_of
 from zoo.run import Run
@@ -84,7 +84,11 @@ def predict_cohort(
     if not isinstance(images, Cohort):
         images = Cohort.read(images, storage_options=storage_options)
     truth = read_truth_of(asked, images, target=target, label_map=label_map)
-    members = [part for part in seated(asked, is_pooled=True) if part[1] > 0]
+    members = [
+        (member, weight, group)
+        for group, (member, weight) in enumerate(runs_of(asked, is_pooled=True))
+        if weight > 0
+    ]
     plans = [PixelPlan(**member.document["trained_on"]) for member, _, _ in members]
     read = {
         plan: read_pixels(

@@ -123,14 +123,17 @@ class Prediction:
         """
         check_output(path)
         target = Path(path)
+        beside = target.with_name(f"{target.name}.json")
         with atomic(target) as hidden:
             if target.suffix.lower() == ".csv":
-                self.frame.to_csv(hidden, index=False, float_format="%.6f")
+                digits = "%.6f" if self.run.task.has_classes else None  # numbers have any scale
+                self.frame.to_csv(hidden, index=False, float_format=digits)
             else:
                 self.frame.to_parquet(hidden, engine="pyarrow", index=False)
+            # Scores of what stood there before are never beside what stands there now.
+            beside.unlink(missing_ok=True)
         if self.test is None:
             return (target,)
-        beside = target.with_name(f"{target.name}.json")
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         with atomic(beside) as hidden:
             hidden.write_text(text, encoding="utf-8")
@@ -147,10 +150,19 @@ class Prediction:
         return {"least": values.min(), "median": values.median(), "most": values.max()}
 
 
-def check_output(path: str | os.PathLike[str]) -> None:
-    """Refuse a name that does not say how to write, before anything is computed."""
+def check_output(path: str | os.PathLike[str], *read: str | os.PathLike[str] | None) -> None:
+    """Refuse a name that does not say how to write, or is that of a file that is read.
+
+    Raises
+    ------
+    OptionError
+        Before anything is computed.
+    """
     if Path(path).suffix.lower() not in {".csv", ".parquet", ".pq"}:
         raise OptionError(f"{path}: give a name that ends in .csv or .parquet")
+    for name in filter(None, read):
+        if Path(path).exists() and Path(name).exists() and Path(path).samefile(name):
+            raise OptionError(f"{path} is what is read: give the predictions another name")
 
 
 def predict(

@@ -8,8 +8,7 @@
     RUN/history.parquet      fold, seed, epoch, losses and metrics of training
     RUN/heads/<fold>-<seed>.*   fitted heads, no pickle among them (a run, not an ensemble)
 
-A directory without ``run.json`` is no run. While one is being made, ``RUN/unfinished/`` says
-of what, so that the same command takes up where it was stopped and another one is refused.
+A directory without ``run.json`` is no run: it is being made (:mod:`zoo.claiming`), or was stopped.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import hashlib
-import json
 import os
 import shutil
 from pathlib import Path
@@ -27,6 +25,7 @@ from histostore.atomic import atomic
 from histostore.errors import OptionError, StorageError
 from histostore.provenance import versions
 from histostore.text import table
+from zoo.claiming import PLAN, UNFINISHED, read_json, write_json
 from zoo.errors import RunError
 from zoo.metrics import metric_heading, metric_names
 from zoo.predictions import Predictions, average, measure
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 __all__ = [
     "HISTORY_COLUMNS",
     "Run",
-    "begin",
     "member_paths",
     "run_digest",
     "write_run",
@@ -52,8 +50,6 @@ __all__ = [
 
 FORMAT = 1
 """Version of the directory's layout."""
-
-_UNFINISHED = "unfinished"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -139,9 +135,29 @@ class Run:
         """Average each image's out-of-fold predictions over seeds and repeats."""
         return self.probabilities("test")
 
-    def head_paths(self) -> dict[tuple[int, int], Path]:
-        """Find the fitted heads: (fold, seed) to file; none for an ensemble."""
-        return {_fold_and_seed(path): path for path in _head_files(self.path)}
+    def head_paths(self, *, whole: bool = True) -> dict[tuple[int, int], Path]:
+        """Find the fitted heads: (fold, seed) to file; none for an ensemble.
+
+        Parameters
+        ----------
+        whole
+            Whether they are to be asked, all of them.
+
+        Raises
+        ------
+        RunError
+            If some are there and others, of a whole, are not.
+        """
+        paths = {_fold_and_seed(path): path for path in _head_files(self.path)}
+        fitted = self.predictions[["fold", "seed"]].drop_duplicates().itertuples(index=False)
+        missing = [f"{fold}-{seed}" for fold, seed in fitted if (fold, seed) not in paths]
+        if whole and paths and missing:
+            told = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+            raise RunError(
+                f"{self.path} is damaged: of its heads, {told} (fold-seed) "
+                f"{'is' if len(missing) == 1 else 'are'} missing: copy it again, or fit it again"
+            )
+        return paths
 
     def member_paths(self) -> tuple[Path, ...]:
         """Say where an ensemble's members lie; none for other runs.
@@ -224,58 +240,6 @@ def run_digest(folder: Path) -> str:
     return hashlib.sha256((folder / "run.json").read_bytes()).hexdigest()
 
 
-def begin(path: str | os.PathLike[str], plan: Mapping[str, Any]) -> Path:
-    """Claim a directory for a run, or take up one that was stopped.
-
-    Parameters
-    ----------
-    path
-        The run's directory: new, empty, or an unfinished run of the same plan, or of another
-        plan of which nothing is finished yet.
-    plan
-        Everything that decides the result, as JSON values.
-
-    Returns
-    -------
-    Path
-        Folder for what is not finished yet; :func:`write_run` removes it.
-
-    Raises
-    ------
-    RunError
-        If the directory holds anything else.
-    StorageError
-        If it cannot be written.
-    """
-    folder = Path(path)
-    written = folder / _UNFINISHED / "plan.json"
-    try:
-        if not folder.exists() or (folder.is_dir() and _is_mere_claim(folder)):
-            written.parent.mkdir(parents=True, exist_ok=True)
-            _write_json(written, dict(plan))
-            return written.parent
-    except OSError as error:
-        raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
-    if not written.is_file() or (folder / "run.json").exists():
-        what = "a finished run" if (folder / "run.json").exists() else "other files"
-        raise RunError(f"{folder} holds {what}: give another directory, or delete this one")
-    known = _read_json(written)
-    differing = [key for key in {**known, **plan} if known.get(key) != plan.get(key)]
-    if differing:
-        raise RunError(
-            f"{folder} holds an unfinished run with another {', '.join(sorted(differing))}: "
-            "give another directory, or delete this one"
-        )
-    return written.parent
-
-
-def _is_mere_claim(folder: Path) -> bool:
-    """Tell a directory that is empty, or claimed by a run of which nothing is finished yet."""
-    plan = f"{_UNFINISHED}/plan.json", f"{_UNFINISHED}/.plan.json.tmp"
-    claim = {folder / name for name in ("heads", _UNFINISHED, *plan)}
-    return all(path in claim for path in folder.rglob("*"))
-
-
 def write_run(
     path: str | os.PathLike[str],
     document: Mapping[str, Any],
@@ -287,7 +251,7 @@ def write_run(
     Parameters
     ----------
     path
-        Directory that :func:`begin` has claimed.
+        Directory that :func:`zoo.claiming.begin` has claimed.
     document
         What :mod:`zoo.fit` or :mod:`zoo.ensembles` knows; format, versions, time and metrics
         are added here.
@@ -306,8 +270,8 @@ def write_run(
     try:
         _write_table(folder / "predictions.parquet", predictions)
         _write_table(folder / "history.parquet", history)
-        _write_json(folder / "run.json", told)
-        shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
+        write_json(folder / "run.json", told)
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     except OSError as error:
         raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
     return Run.load(folder)
@@ -315,10 +279,10 @@ def write_run(
 
 def _read_document(folder: Path) -> dict[str, Any]:
     if not (folder / "run.json").is_file():
-        stopped = (folder / _UNFINISHED / "plan.json").is_file()
+        stopped = (folder / PLAN).is_file()
         why = "it was stopped before its end: fit it again" if stopped else "it has no run.json"
         raise RunError(f"{folder} is not a run: {why}")
-    document = _read_json(folder / "run.json")
+    document = read_json(folder / "run.json")
     version = document.get("format")
     if not isinstance(version, int) or document.get("kind") not in {"run", "ensemble"}:
         raise RunError(f"{folder / 'run.json'} was not written by zoo: it names no format and kind")
@@ -351,16 +315,6 @@ def _fold_and_seed(path: Path) -> tuple[int, int]:
     return int(fold), int(rest.split(".")[0])
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
-    if not isinstance(document, dict):
-        raise RunError(f"{path} was not written by zoo: it holds no JSON object")
-    return document
-
-
 def _read_table(path: Path) -> pd.DataFrame:
     import pandas as pd
 
@@ -376,10 +330,3 @@ def _read_table(path: Path) -> pd.DataFrame:
 def _write_table(path: Path, frame: pd.DataFrame) -> None:
     with atomic(path) as hidden:
         frame.to_parquet(hidden, engine="pyarrow", index=False)
-
-
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write and force to disk, then rename, so that the file is there whole or not at all."""
-    with atomic(path, durable=True) as hidden:
-        told = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-        hidden.write_text(told + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histostore.errors import OptionError
-from zoo.intervals import metric_interval, percentile_interval
+from zoo.intervals import expanded_interval, expanded_p, metric_interval
 from zoo.metrics import make_scorer
 from zoo.tasks import Task
 
@@ -69,11 +69,11 @@ class Difference:
     value: float | None
     """First minus second."""
     low: float | None
-    """Lower end of the percentile interval."""
+    """Lower end of the interval, :func:`zoo.intervals.expanded_interval`."""
     high: float | None
     """Upper end."""
     p: float | None
-    """Two-sided bootstrap p of no difference; never below 2 / (resamples + 1)."""
+    """Two-sided bootstrap p of no difference, :func:`zoo.intervals.expanded_p`."""
 
     def to_json(self) -> dict[str, float | None]:
         """Write the four numbers as JSON."""
@@ -185,8 +185,8 @@ def paired_bootstrap(
 ) -> dict[str, Difference]:
     """Compare two sets of probabilities for the same images, by the same draws of patients.
 
-    p is twice the smaller share of resamples on one side of zero, each share counted with
-    one added to both sides of the fraction (Davison & Hinkley 1997, eq. 4.11), at most 1.
+    Interval and p are made for few patients (:func:`zoo.intervals.expanded_interval`,
+    :func:`zoo.intervals.expanded_p`), and agree: the interval leaves out 0 where p < 1 - level.
 
     Parameters
     ----------
@@ -205,12 +205,16 @@ def paired_bootstrap(
     one = np.ones((1, scorers[0].n_images))
     value_a, value_b = (scorer(one) for scorer in scorers)
     draws_a, draws_b = _draws(scorers, patient_ids, n_resamples, seed)
-    differences = {}
-    for name in scorers[0].names:
-        differences[name] = difference(
-            value_a[name][0] - value_b[name][0], draws_a[name] - draws_b[name], level=level
+    n_patients = len(set(map(str, patient_ids)))
+    return {
+        name: difference(
+            value_a[name][0] - value_b[name][0],
+            draws_a[name] - draws_b[name],
+            n_patients=n_patients,
+            level=level,
         )
-    return differences
+        for name in scorers[0].names
+    }
 
 
 def metric_draws(
@@ -250,10 +254,13 @@ def metric_draws(
     return scores, np.stack([found[metric] for found in draws])
 
 
-def difference(value: float, draws: NDArray[np.float64], *, level: float = LEVEL) -> Difference:
+def difference(
+    value: float, draws: NDArray[np.float64], *, n_patients: int, level: float = LEVEL
+) -> Difference:
     """Put a difference and its resamples ``(resample,)`` together, as :func:`paired_bootstrap` does."""
-    low, high = percentile_interval(draws, level=level)
-    return Difference(value=_number(np.float64(value)), low=low, high=high, p=_p(draws))
+    low, high = expanded_interval(draws, n_patients=n_patients, level=level)
+    p = expanded_p(draws, n_patients=n_patients)
+    return Difference(value=_number(np.float64(value)), low=low, high=high, p=p)
 
 
 def _draws(
@@ -274,14 +281,6 @@ def _draws(
         {name: np.concatenate([chunk[name] for chunk in found]) for name in names}
         for found in chunks
     ]
-
-
-def _p(draws: NDArray[np.float64]) -> float | None:
-    defined = draws[~np.isnan(draws)]
-    if len(defined) * 2 <= len(draws):
-        return None
-    below, above = np.count_nonzero(defined <= 0), np.count_nonzero(defined >= 0)
-    return float(min(1.0, 2 * (min(below, above) + 1) / (len(defined) + 1)))
 
 
 def _number(value: np.float64) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 from typing import TYPE_CHECKING, Any
@@ -143,6 +144,11 @@ def _of_classes(
             )
         else:
             classes = tuple(sorted(seen, key=float))
+            problems += [
+                f"{task.targets[0]} holds {low!r} and {high!r}, one level in two spellings"
+                for low, high in itertools.pairwise(classes)
+                if float(low) == float(high)
+            ]
         if not problems and len(classes) < 2:
             problems.append(f"{task.targets[0]} has {len(classes)} levels: two at least are needed")
     codes = np.full(len(cells), -1) if problems else encode(cells, classes, len(cells))[0]

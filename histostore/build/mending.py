@@ -243,7 +243,7 @@ class Mender:
             image_id, recorded = record.image_ids[at], record.source(at)
             row = rows.get(image_id)
             if table is None or row is None:
-                wanted.append((image_id, recorded, recorded.url, None, None))
+                wanted.append((image_id, recorded, recorded.url, recorded.mpp, None))
             else:
                 wanted.append((image_id, recorded, table.urls[row], table.mpp[row], given[row]))
         files = [places.url for *_, places in wanted if places]
@@ -258,6 +258,8 @@ class Mender:
                 )
             if places and (file := there[places.url]):
                 now = now.placed_by(file)
+            if self.spec.grid.mpp is not None:
+                now = now.scaled_by(mpp)
             if now.differs(recorded.to_json()) and not (damaged.trusted and self.accept_changed):
                 raise CannotMend(_what_changed(image_id, recorded, now, places))
             jobs.append(ImageJob(image_id=image_id, source=now, mpp=mpp, given=places))
@@ -305,6 +307,11 @@ def _what_changed(image_id: str, recorded: Source, now: Source, places: Given | 
     """Say which of an image's files is no longer what was read."""
     if (now.size, now.version) != (recorded.size, recorded.version):
         return f"image {image_id} has changed since it was embedded: {public_url(now.url)}"
+    if now.scale != (recorded.scale or now.scale):
+        return (
+            f"image {image_id} was embedded at the scale of {recorded.scale} (µm per pixel), now"
+            f" it is {now.scale}: give the cohort that says so"
+        )
     if places is None:
         return f"a file said where the patches of image {image_id} lie: give the cohort with it"
     return f"where the patches of image {image_id} lie has changed: {public_url(places.url)}"

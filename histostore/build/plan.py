@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from typing import Any
 
     from histostore.files import Source
@@ -42,6 +42,9 @@ class BuildPlan:
     changed: tuple[str, ...]
     """Committed images whose source is no longer what was read: reported, not re-read."""
 
+    stuck: tuple[int, ...] = ()
+    """Rows of these that lack a view: beside views of other pixels it would be out of place."""
+
     @property
     def n_todo(self) -> int:
         """How many images lack a view."""
@@ -50,7 +53,7 @@ class BuildPlan:
     @property
     def n_done(self) -> int:
         """How many images lack nothing."""
-        return self.n_images - self.n_todo
+        return self.n_images - self.n_todo - len(self.stuck)
 
 
 def plan_build(
@@ -60,6 +63,7 @@ def plan_build(
     *,
     sources: Mapping[str, Source | None] | None = None,
     recorded: Mapping[str, Mapping[str, Any]] | None = None,
+    renewed: bool = False,
     unit_images: int = UNIT_IMAGES,
 ) -> BuildPlan:
     """Subtract what is committed from what is wanted.
@@ -76,6 +80,8 @@ def plan_build(
         Sources by image id, as they are now, and as :meth:`~histostore.files.Source.to_json`
         gave them when they were embedded; an image whose two differ is listed in
         :attr:`BuildPlan.changed`.
+    renewed
+        Whether the views that a changed image has are embedded again, too.
     unit_images
         The most images in one unit.
 
@@ -90,6 +96,10 @@ def plan_build(
         held = committed.get(view, ())
         for row in (row for row, image_id in enumerate(image_ids) if image_id not in held):
             lacks[row] += (view,)
+    changed = _changed(image_ids, sources or {}, recorded or {})
+    stuck = () if renewed else _rows_among(lacks, image_ids, changed)
+    for row in stuck:
+        del lacks[row]
     rows_by_lack: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for row, lacking in sorted(lacks.items()):
         rows_by_lack[lacking].append(row)
@@ -101,8 +111,17 @@ def plan_build(
     return BuildPlan(
         units=tuple(sorted(units, key=lambda unit: unit.rows)),
         n_images=len(image_ids),
-        changed=_changed(image_ids, sources or {}, recorded or {}),
+        changed=changed,
+        stuck=stuck,
     )
+
+
+def _rows_among(
+    rows: Iterable[int], image_ids: Sequence[str], chosen: Iterable[str]
+) -> tuple[int, ...]:
+    """Give those of some rows whose images are chosen."""
+    names = set(chosen)
+    return tuple(row for row in sorted(rows) if image_ids[row] in names) if names else ()
 
 
 def _changed(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from histostore.build.pipeline import EncodedImage
     from histostore.build.report import Progress
     from histostore.build.unit import UnitResult
+    from histostore.spec import FeatureSpec
     from histostore.store import FeatureSet
 
 __all__ = ["build"]
@@ -75,7 +76,8 @@ def build(
         Called now and then, from any thread, one call at a time.
     reembed_changed
         Embed again the images whose files have changed since, or the files that say where their
-        patches lie; else they are reported, and their old rows stay.
+        patches lie, or the scale that the cohort gives; else they are reported, their old rows
+        stay, and views that they lack fail.
 
     Returns
     -------
@@ -102,13 +104,14 @@ def build(
     spec = specify(options)  # before a store is made: an encoder that is not there makes none
     store = open_store(store_url, storage_options=storage, mode="a")
     features = store.create_feature_set(spec)
-    now = cohort.seen(storage)
+    now = _seen(cohort, spec, storage)
     plan = plan_build(
         cohort.image_ids,
         {view: features.index.of_view(view) for view in options.views},
         options.views,
         sources=now,
         recorded=features.sources.documents,
+        renewed=reembed_changed,
     )
     task = partial(
         UnitTask,
@@ -139,14 +142,15 @@ def build(
         n_images=plan.n_images,
         n_done=plan.n_done + sum(result.n_found for result in results),
         n_embedded=sum(result.n_embedded for result in results),
-        failed=tuple(failure for result in results for failure in result.failed),
+        failed=tuple(failure for result in results for failure in result.failed)
+        + _stuck(cohort, plan.stuck),
         changed=tuple(image_id for image_id in plan.changed if image_id not in again),
         n_patches=sum(result.n_patches for result in results),
         n_flagged=sum(result.n_flagged for result in results),
         n_reembedded=len(again),
         seconds=time.monotonic() - began,
     )
-    if tasks:
+    if tasks or plan.stuck:
         features.record_build({"cohort": cohort.url, **report.to_json(), "versions": versions()})
     return report
 
@@ -164,6 +168,28 @@ def _checked(
     if store_url.startswith("memory://"):
         raise OptionError(f"{store_url} exists in this process alone: workers cannot reach it")
     return replace(options, encoder=replace(options.encoder, threads=options.encoder.threads or 1))
+
+
+def _seen(
+    cohort: Cohort, spec: FeatureSpec, storage: Mapping[str, Any]
+) -> dict[str, Source | None]:
+    """Say by image id what decides its pixels: its files, and its scale where one is asked for."""
+    now = cohort.seen(storage)
+    if spec.grid.mpp is None:
+        return now
+    scaled = zip(now.items(), cohort.mpp, strict=True)
+    return {name: source and source.scaled_by(mpp) for (name, source), mpp in scaled}
+
+
+def _stuck(cohort: Cohort, rows: Sequence[int]) -> tuple[Failure, ...]:
+    """List images that have changed as failed, for the views that they lack."""
+    reason = (
+        "has changed since its other views were embedded, and views of one image must be of the"
+        " same pixels; embed all of them again: --reembed-changed"
+    )
+    return tuple(
+        Failure(image_id=cohort.image_ids[row], url=cohort.urls[row], reason=reason) for row in rows
+    )
 
 
 def _jobs(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from histostore.datasets.listing import refusal
 from histostore.files import driver_errors, filesystem, local_path
+from histostore.tables import name_problem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +36,7 @@ def write_cohort(frame: pd.DataFrame, out: str | os.PathLike[str]) -> str:
     Raises
     ------
     CohortError
-        If the frame has no column ``path``.
+        If the frame has no column ``path``, or files have names that no table can hold.
     StorageError
         If it cannot be written.
     """
@@ -46,14 +47,25 @@ def write_cohort(frame: pd.DataFrame, out: str | os.PathLike[str]) -> str:
         raise refusal(
             out, [f"column 'path' is missing; there are: {', '.join(map(str, frame.columns))}"]
         )
+    frame = frame.assign(path=frame["path"].str.removeprefix(base))
+    paths = frame["path"].dropna()
+    if problems := [f"{path!r} {why}; rename it" for path in paths if (why := _why(path))]:
+        raise refusal(out, problems)
     columns = [
         ["" if absent else str(cell) for cell, absent in zip(column, column.isna(), strict=True)]
-        for _, column in frame.assign(path=frame["path"].str.removeprefix(base)).items()
+        for _, column in frame.items()
     ]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([frame.columns, *zip(*columns, strict=True)])
     _replace(out, text.getvalue().encode())
     return out
+
+
+def _why(path: str) -> str | None:
+    """Say why a table cannot lead to a file of this name; None where it can."""
+    if "\\" in path and not path.startswith("/") and "://" not in path:
+        return "holds a backslash, which separates folders in a table"
+    return name_problem(path)
 
 
 def _replace(url: str, content: bytes) -> None:

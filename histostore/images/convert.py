@@ -48,7 +48,9 @@ def image_to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """
     mode = image.mode
     if mode in _SIXTEEN_BITS:
-        return spread(scale_to_bytes(np.asarray(image).astype(np.uint16), 16))
+        samples = np.asarray(image).astype(np.uint16)
+        opaque = samples != image.info.get("transparency", -1)
+        return composite(spread(scale_to_bytes(samples, 16)), scale_to_bytes(opaque, 1))
     if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = np.asarray(image if mode == "RGBA" else image.convert("RGBA"))
         return composite(rgba[..., :3], rgba[..., 3])

@@ -14,6 +14,7 @@ from histostore.images.convert import (
     spread,
     ycbcr_to_rgb,
 )
+from histostore.images.jpeg import decode_jpeg, whole_stream
 from histostore.images.raster import check_pixels
 
 if TYPE_CHECKING:
@@ -73,6 +74,14 @@ class Segments:
         self._offsets, self._byte_counts = page.dataoffsets, page.databytecounts
         self._tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
         self._decoder = page.decode
+        # Such tiles are files of their own, of which damage can be heard.
+        self._is_plain_jpeg = (
+            int(page.compression) == _JPEG[1]
+            and (int(page.photometric), int(page.samplesperpixel), int(page.bitspersample))
+            in {(_BLACK_IS_ZERO, 1, 8), (_RGB, 3, 8), (_YCBCR, 3, 8)}
+            and self._planes == 1
+            and page.jpegheader is None
+        )
         self._file_lock = file_lock
         if min(len(self._offsets), len(self._byte_counts)) < needed:
             raise ImageError(f"is damaged: its table of {what[2:]}s is shorter than {needed}")
@@ -104,7 +113,19 @@ class Segments:
         return pixels
 
     def _decode(self, index: int) -> NDArray[Any]:
-        decoded, _, shape = self._decoder(self._encoded(index), index, **self._tables)
+        encoded = self._encoded(index)
+        if encoded is not None and self._is_plain_jpeg:
+            n_colours = int(self.page.samplesperpixel)
+            file = whole_stream(
+                encoded,
+                self._tables["jpegtables"],
+                rgb=int(self.page.photometric) == _RGB,
+                n_colours=n_colours,
+                within=(self.edge_y, self.edge_x),
+            )
+            if file is not None:
+                return decode_jpeg(file, grey=n_colours == 1)[..., :n_colours]
+        decoded, _, shape = self._decoder(encoded, index, **self._tables)
         if decoded is None:
             return _white(shape[1:], self.page)
         pixels: NDArray[Any] = decoded[0]

@@ -1,4 +1,4 @@
-"""PNG, JPEG, BMP, GIF and WebP: decoded whole, through Pillow."""
+"""PNG, JPEG, BMP, GIF and WebP: decoded whole, through Pillow; most JPEG by simplejpeg."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from PIL import (
 from histostore.errors import ImageError
 from histostore.images.convert import image_to_rgb
 from histostore.images.formats import MAX_PIXELS
+from histostore.images.jpeg import decode_jpeg, is_usual
 from histostore.images.memory import MemoryReader
 from histostore.images.orientation import read_exif, split_jpeg_exif
 
@@ -45,6 +46,8 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "WebP": WebPImagePlugin.WebPImageFile,
 }
 _warnings_lock = threading.Lock()
+# Where a PNG file says its bits per sample; its kind of colour follows.
+_PNG_DEPTH = 24
 
 
 def open_raster(data: bytes, form: Format, *, mpp: float | None) -> MemoryReader:
@@ -72,7 +75,7 @@ def decode_raster(data: bytes, form: Format) -> NDArray[np.uint8]:
     ImageError
         If it is damaged in a way we look for ourselves, too large, or has several frames.
     Exception
-        Whatever Pillow raises on damaged bytes; the caller turns it into an ImageError.
+        Whatever a decoder raises on damaged bytes; the caller turns it into an ImageError.
     """
     exif = b""
     if form.name == "PNG":
@@ -85,9 +88,15 @@ def decode_raster(data: bytes, form: Format) -> NDArray[np.uint8]:
         check_pixels(*image.size)
         if getattr(image, "n_frames", 1) > 1:
             raise ImageError("has several frames; give one picture per file")
-        image.load()
+        if isinstance(image, JpegImagePlugin.JpegImageFile) and is_usual(image):
+            rgb = decode_jpeg(data, grey=image.mode == "L")
+        else:
+            image.load()
+            if form.name == "PNG" and "transparency" in image.info:
+                _scale_key(image, depth=data[_PNG_DEPTH], colour=data[_PNG_DEPTH + 1])
+            rgb = image_to_rgb(image)
         upright = read_exif(exif or _bytes(image.info.get("exif")))
-        return np.ascontiguousarray(upright.apply(image_to_rgb(image)), dtype=np.uint8)
+        return np.ascontiguousarray(upright.apply(rgb), dtype=np.uint8)
 
 
 def check_pixels(width_px: int, height_px: int, *, what: str = "the image") -> None:
@@ -134,6 +143,20 @@ def check_png(data: bytes) -> None:
         if kind == b"acTL":
             raise ImageError("has several frames; give one picture per file")
         at = end
+
+
+def _scale_key(image: ImageFile.ImageFile, *, depth: int, colour: int) -> None:
+    """Bring the colour that stands for transparent to the scale of the samples as Pillow has them.
+
+    Raises
+    ------
+    ImageError
+        If the samples have lost the bits that tell this colour from others.
+    """
+    if colour == 0 and depth in {2, 4}:
+        image.info["transparency"] *= 255 // (2**depth - 1)
+    elif colour == 2 and depth == 16:
+        raise ImageError("has one of its 16-bit colours transparent; convert it to 8-bit RGBA")
 
 
 def _bytes(value: object) -> bytes:

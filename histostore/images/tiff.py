@@ -73,7 +73,7 @@ class TiffReader:
             file.seek(0)
             self._tiff = TiffFile(file, _multifile=False)
             page: Any = self._tiff.pages.first
-            _refuse_stack(self._tiff, page)
+            _refuse_several(self._tiff, page)
             self._kept = _KeptTiles(self._lock)
             self._level = _Level(page, self._kept)
             self._pyramid: list[_Level] | None = None
@@ -282,17 +282,25 @@ def slide_maker(file: IO[bytes], url: str) -> str | None:
         return next((name for flag, name in _MAKERS.items() if getattr(page, flag)), None)
 
 
-def _refuse_stack(tiff: TiffFile, first: Any) -> None:
-    """Refuse several pages of one size: which is the picture is not ours to guess."""
-    second = _page(tiff.pages, 1)
-    if (
-        second is not None
-        and not second.subfiletype
-        and (second.imagewidth, second.imagelength) == (first.imagewidth, first.imagelength)
-    ):
-        raise ImageError(
-            "has several pages of one size (a stack, or channels apart); give one RGB picture"
-        )
+def _refuse_several(tiff: TiffFile, first: Any) -> None:
+    """Refuse several pages of one size, and a thumbnail before the picture.
+
+    Which of them is meant is not ours to guess. Aperio's first page is the slide.
+    """
+    for index in range(1, 2 if first.is_svs else _MAX_PAGES):
+        page = _page(tiff.pages, index)
+        if page is None:
+            return
+        across, down = page.imagewidth - first.imagewidth, page.imagelength - first.imagelength
+        if index == 1 and not page.subfiletype and across == down == 0:
+            raise ImageError(
+                "has several pages of one size (a stack, or channels apart); give one RGB picture"
+            )
+        if across > 0 and down > 0:
+            raise ImageError(
+                f"begins with {first.imagewidth}×{first.imagelength} px (a thumbnail or label), and"
+                f" page {index + 1} has {page.imagewidth}×{page.imagelength}; give one RGB picture"
+            )
 
 
 def _smaller_pages(tiff: TiffFile) -> Iterator[Any]:

@@ -71,6 +71,10 @@ class LocalBackend:
                 names = os.listdir(self._root / folder)  # noqa: PTH208 - names, not paths
             except FileNotFoundError:
                 return []
+            except NotADirectoryError:
+                if not folder:
+                    raise
+                return []  # somebody's file beside the feature sets
             return sorted(name for name in names if not name.startswith("."))
 
     def open(self, path: str) -> StoredBytes | None:

@@ -1,4 +1,4 @@
-"""Object stores on this machine, each started once for all tests that use it.
+"""Places for stores, and object stores on this machine, each started once for all tests that use it.
 
 moto answers S3 in this process; Ceph's gateway is a real object store, which checks
 signatures; azurite is Microsoft's own emulator. The latter two run where they are installed.
@@ -7,6 +7,7 @@ signatures; azurite is Microsoft's own emulator. The latter two run where they a
 from __future__ import annotations
 
 import shutil
+import uuid
 
 import pytest
 
@@ -49,3 +50,13 @@ def server(request):
 def s3(request):
     """A server that speaks S3."""
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=["path", "file", "memory"])
+def url(request, tmp_path):
+    """An empty place, on every kind of storage that needs no server."""
+    return {
+        "path": str(tmp_path / "store"),
+        "file": (tmp_path / "store").as_uri(),
+        "memory": f"memory://{uuid.uuid4()}/store",
+    }[request.param]

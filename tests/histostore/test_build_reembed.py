@@ -194,3 +194,43 @@ def test_a_large_changed_image_is_streamed(cohort, tmp_path, monkeypatch):
     build(cohort, str(tmp_path / "fresh"), OPTIONS)
     assert rows_of(opened(store)) == rows_of(opened(tmp_path / "fresh"))
     assert opened(store).image_ids == tuple("abcd")
+
+
+def test_a_view_of_changed_pixels_never_stands_beside_older_ones(cohort, tmp_path):
+    store, both = str(tmp_path / "store"), replace(OPTIONS, views=("identity", "rot90"))
+    build(cohort, store, OPTIONS)
+    change(tmp_path)
+    report = build(cohort, store, both)
+    assert [failure.image_id for failure in report.failed] == list(CHANGED)
+    assert all("--reembed-changed" in failure.reason for failure in report.failed)
+    assert (report.n_embedded, report.n_done, report.changed) == (2, 0, CHANGED)
+    assert rows_of(opened(store), "rot90").keys() == {"a", "c"}
+    report = build(cohort, store, both, reembed_changed=True)
+    assert (report.failed, report.changed) == ((), ())
+    build(cohort, str(tmp_path / "fresh"), both)
+    for view in both.views:
+        assert rows_of(opened(store), view) == rows_of(opened(tmp_path / "fresh"), view)
+
+
+def test_another_scale_in_the_cohort_is_a_change(cohort, tmp_path):
+    store = str(tmp_path / "store")
+    scaled = replace(OPTIONS, grid=PatchGrid(patch_size=32, mpp=0.5))
+    table = tmp_path / "cohort.csv"
+
+    def give(**mpp):
+        lines = [f"{name},{name}.png,{mpp.get(name, 0.5)}\n" for name in "abcd"]
+        table.write_text("image_id,path,mpp\n" + "".join(lines))
+
+    give()
+    build(cohort, store, scaled)
+    old = rows_of(opened(store))
+    give(b=0.25)
+    assert build(cohort, store, OPTIONS).changed == (), "a grid without a scale asks for none"
+    report = build(cohort, store, replace(scaled, views=("identity", "rot90")))
+    assert (report.changed, [each.image_id for each in report.failed]) == (("b",), ["b"])
+    features = open_store(store).feature_set(report.feature_set)
+    assert rows_of(features) == old
+    assert build(cohort, store, scaled, reembed_changed=True).n_reembedded == 1
+    features.refresh()
+    assert [len(features.bag(name).coords) for name in "ab"] == [6, 2]
+    assert build(cohort, store, scaled).changed == ()

@@ -62,3 +62,28 @@ def test_another_version_of_the_file_that_places_patches_is_a_change(then, now):
     document = json.loads(json.dumps(source(then).to_json()))
     assert Source.from_json(document) == source(then)
     assert source(now).differs(document) == (now != then)
+
+
+def test_a_view_of_changed_pixels_is_planned_only_where_the_others_are_renewed():
+    then = {name: {"url": name, "size": 1, "version": "1"} for name in "ab"}
+    now = {name: Source(url=name, size=1, version=str("abc".index(name))) for name in "abc"}
+    done = {"identity": {"a", "b"}, "rot90": set()}
+    words = {"sources": now, "recorded": then}
+    plan = plan_build(["a", "b", "c"], done, ("identity", "rot90"), **words)
+    assert (plan.changed, plan.stuck) == (("a",), (0,))
+    assert [(unit.rows, unit.views) for unit in plan.units] == [
+        ((1,), ("rot90",)),
+        ((2,), ("identity", "rot90")),
+    ]
+    assert (plan.n_todo, plan.n_done) == (2, 0)
+    plan = plan_build(["a", "b", "c"], done, ("identity", "rot90"), renewed=True, **words)
+    assert (plan.stuck, plan.n_todo) == ((), 3)
+
+
+@given(*[st.one_of(st.none(), st.sampled_from([0.25, 0.5, 1 / 3]))] * 2)
+def test_another_scale_is_a_change_unless_the_store_does_not_say(then, now):
+    source = Source(url="a.svs", size=1, version="1")
+    document = json.loads(json.dumps(source.scaled_by(then).to_json()))
+    assert Source.from_json(document).mpp == then
+    assert source.scaled_by(now).differs(document) == (now != then)
+    assert not source.scaled_by(now).differs(source.to_json())

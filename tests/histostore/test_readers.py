@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,7 @@ from tests.histostore.pictures import (
     WIDTH,
     noise,
     png,
+    png_file,
     refused,
     save,
     whole,
@@ -104,6 +107,25 @@ def test_palettes_are_looked_up(tmp_path: Path, name: str) -> None:
     image = Image.fromarray(RGB).quantize(64)
     expected = np.asarray(image.convert("RGB"))
     np.testing.assert_array_equal(whole(save(tmp_path / name, image)), expected)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_a_grey_that_stands_for_transparent_is_white(tmp_path: Path, bits: int) -> None:
+    samples = GREY.astype(np.uint16) * 257 >> (16 - bits)
+    key = int(samples[0, 0])
+    spelt = np.unpackbits(samples.astype(">u2").view(np.uint8).reshape(*samples.shape, 2), axis=2)
+    lines = np.packbits(spelt[..., 16 - bits :].reshape(HEIGHT, -1), axis=1)
+    path = tmp_path / "a.png"
+    path.write_bytes(
+        png_file(
+            (b"IHDR", struct.pack(">IIBBBBB", WIDTH, HEIGHT, bits, 0, 0, 0, 0)),
+            (b"tRNS", struct.pack(">H", key)),
+            (b"IDAT", zlib.compress(np.pad(lines, ((0, 0), (1, 0))).tobytes())),
+            (b"IEND", b""),
+        )
+    )
+    expected = np.where(samples == key, 255, samples.astype(np.uint32) * 255 // (2**bits - 1))
+    np.testing.assert_array_equal(whole(path)[..., 1], expected)
 
 
 @pytest.mark.parametrize("transparency", [3, bytes(range(0, 250, 5))])

@@ -177,6 +177,18 @@ def test_a_stack_is_refused(tmp_path: Path) -> None:
     assert "several pages of one size" in refused(path)
 
 
+@pytest.mark.parametrize("before", [1, 2])
+def test_a_thumbnail_before_the_picture_is_refused_and_not_embedded(
+    tmp_path: Path, before: int
+) -> None:
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        for step in range(2, 2 * before + 1, 2):
+            file.write(RGB[::step, ::step].copy(), photometric="rgb", subfiletype=1)
+        file.write(RGB, photometric="rgb")
+    assert f"page {before + 1} has 53×37" in refused(path)
+
+
 @pytest.mark.parametrize(
     ("shape", "photometric"), [((9, 9, 5), "minisblack"), ((9, 9, 3), "cielab")]
 )

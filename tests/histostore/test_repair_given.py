@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -83,3 +85,18 @@ def test_places_that_changed_or_are_not_given_are_not_taken_for_the_old_ones(bui
     [outcome] = repair(url, EncoderOptions(threads=1), cohort=again, accept_changed=True).outcomes
     assert not outcome.kept
     assert rows_of(url)[1][:3] == [[3, 5], [31, 7], [50, 29]]
+
+
+def test_the_scale_that_a_cohort_gave_is_recorded_and_another_one_is_not_taken(built, tmp_path):
+    _, cohort = built
+    url, plain = str(tmp_path / "scaled"), cohort.table[["image_id", "path"]]
+    given = {mpp: Cohort.from_frame(plain.assign(mpp=mpp), cohort.url) for mpp in (0.25, 0.5)}
+    made = build(given[0.5], url, replace(OPTIONS, grid=PatchGrid(patch_size=24, mpp=0.5)))
+    assert made.n_patches == 2 * 12
+    before = rows_of(url)
+    damage(url, "*/fragments/*/embedding/c.0.0.0")
+    [outcome] = repair(url, EncoderOptions(threads=1), cohort=given[0.25]).outcomes
+    assert "embedded at the scale of 0.5" in outcome.kept
+    [outcome] = repair(url, EncoderOptions(threads=1)).outcomes
+    assert not outcome.kept, outcome
+    assert rows_of(url) == before

@@ -133,3 +133,17 @@ def test_verify_ends_with_0_where_damage_was_mended(tmp_path):
     assert done.exit_code == 0
     assert "mended" in done.stdout
     assert call("verify", tmp_path).exit_code == 0
+
+
+# Files of somebody else -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [("verify",), ("verify", "--repair"), ("gc",), ("compact",)])
+def test_files_that_lie_about_in_a_store_are_left_alone(tmp_path, words):
+    features = filled(tmp_path, "one", ["ab"])
+    notes = [tmp_path / "notes.txt", tmp_path / ".DS_Store", tmp_path / features.name / "README"]
+    for path in notes:
+        path.write_text("mine")
+    done = call(words[0], tmp_path, *words[1:])
+    assert done.exit_code == 0, done.stderr
+    assert all(path.read_text() == "mine" for path in notes)

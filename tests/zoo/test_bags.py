@@ -189,6 +189,13 @@ def test_labels_may_be_numbers_and_may_be_missing():
     ("change", "error", "message"),
     [
         ({"offset": [0, 2, 2]}, EmptyBag, r"1 image \(1\) without any patch"),
+        ({"offset": [[0, 1, 2]]}, OptionError, "offset run from 0 to its length"),
+        (
+            {"embedding": [[1.0], [np.nan]]},
+            OptionError,
+            r"1 of 2 patches hold NaN .* 1 image \(1\)",
+        ),
+        ({"embedding": [[np.inf, -np.inf], [0, 0]]}, OptionError, r"in 1 image \(0\)"),
         ({"offset": [0, 1, 3]}, OptionError, "offset run from 0 to its length"),
         ({"offset": [1, 1, 2]}, OptionError, "offset run from 0"),
         ({"offset": []}, OptionError, "offset run from 0"),
@@ -204,3 +211,22 @@ def test_arrays_that_do_not_fit_are_refused(change, error, message):
     given_arrays = {"embedding": np.zeros((2, 1)), "offset": [0, 1, 2], "labels": ["a", "b"]}
     with pytest.raises(error, match=message):
         Bags.from_arrays(**given_arrays | change)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ([0.0, 1.0, np.nan], ("0", "1")),
+        ([0.5, 1.0, 0.5], ("0.5", "1")),
+        (np.array([True, False, True]), ("False", "True")),
+        (pd.Series(["b", None, "a"]), ("a", "b")),
+    ],
+)
+def test_labels_that_are_no_text_are_named_as_a_table_would_name_them(labels, classes):
+    bags = Bags.from_arrays(np.eye(3), range(4), labels=labels, image_ids=[7, 8, 9])
+    frame = pd.DataFrame({"image_id": [7, 8, 9], "path": "p.png", "label": labels})
+    table = Cohort.from_frame(frame, check_files=False)
+    assert bags.classes == classes
+    assert bags.image_ids == table.image_ids
+    told = [None if k < 0 else classes[k] for k in bags.labels]
+    assert told == table.column("label").tolist()

@@ -187,3 +187,22 @@ def test_damaged_predictions_are_refused_in_one_line(members, predicted, tmp_pat
     (tmp_path / "t.csv.json").write_text(json.dumps(document))
     with pytest.raises(RunError, match="predict again"):
         collect([members[0].path], external=[tmp_path / "t.csv"])
+
+
+def test_scores_of_earlier_predictions_do_not_stay_beside_later_ones(members, abroad, tmp_path):
+    out, words = tmp_path / "p.csv", ("zoo", "predict", members[0].path, abroad.store)
+    labels = ("--label-map", "Normal=benign,InSitu=malignant")
+    assert call(*words, abroad.table, *labels, "-o", out).code == 0
+    assert call(*words, "-o", out).code == 0
+    done = call("zoo", "report", members[0].path, "--external", out, "-o", tmp_path / "report")
+    assert done.code == 1
+    assert "p.csv.json is not there" in done.err
+
+
+def test_the_cohort_is_not_written_over(members, abroad, tmp_path):
+    table = tmp_path / "cohort.csv"
+    table.write_text("image_id,path\no1,nowhere.png\n")
+    done = call("zoo", "predict", members[0].path, abroad.store, table, "-o", table)
+    assert done.code == 1
+    assert "is what is read" in done.err
+    assert table.read_text() == "image_id,path\no1,nowhere.png\n"

@@ -206,3 +206,25 @@ def test_the_options_of_the_command_line_make_the_split():
         assert len(fold.train) + len(fold.test) == len(bags)
     with pytest.raises(SplitError, match="below 1"):
         make_split(bags, validation_share=1)
+
+
+def test_whoever_may_read_a_run_may_read_its_heads(tmp_path):
+    run = make_run(tmp_path / "run")
+    files = [tmp_path / "run" / "run.json", *run.head_paths().values()]
+    assert len({path.stat().st_mode for path in files}) == 1
+
+
+@pytest.mark.parametrize("n_bytes", [0, 200])
+def test_a_damaged_result_of_an_unfinished_run_is_named(tmp_path, n_bytes):
+    def stop(done, *_):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_run(tmp_path / "run", execution=Execution(progress=stop))
+    path = tmp_path / "run" / "unfinished" / "0-0.npz"
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    with pytest.raises(RunError, match=r"0-0\.npz is damaged: delete it"):
+        make_run(tmp_path / "run")
+    path.unlink()
+    make_run(tmp_path / "run")

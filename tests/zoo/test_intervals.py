@@ -13,6 +13,8 @@ from zoo.intervals import (
     area_interval,
     basic_interval,
     effective_size,
+    expanded_interval,
+    expanded_p,
     loss_interval,
     metric_interval,
     percentile_interval,
@@ -77,6 +79,54 @@ def test_other_metrics_keep_their_percentiles():
     draws = np.r_[np.linspace(-1, 1, 101), np.full(50, np.nan)]
     assert percentile_interval(draws) == pytest.approx((-0.95, 0.95))
     assert percentile_interval(np.r_[draws, np.full(60, np.nan)]) == (None, None)
+
+
+@given(
+    st.lists(st.integers(-5, 5), min_size=1, max_size=400),
+    st.floats(-6, 6),
+    st.integers(1, 500),
+    st.sampled_from([0.5, 0.8, 0.95, 0.99]),
+)
+def test_a_difference_is_sure_at_a_level_where_its_interval_leaves_out_zero(some, by, n, level):
+    draws = np.array(some) + round(by, 1)
+    low, high = expanded_interval(draws, n_patients=n, level=level)
+    p = expanded_p(draws, n_patients=n)
+    assert 0 < p <= 1
+    assert (p < 1 - level) == (low is not None and (low > 0 or high < 0))
+
+
+@given(st.integers(3, 200), st.floats(0.02, 0.98), st.integers(2, 300))
+def test_the_expanded_p_is_students_of_a_normal_tail(n_draws, share, n):
+    draws = np.where(np.arange(n_draws) < round(share * n_draws), -1.0, 1.0)
+    least = min((draws < 0).sum(), (draws > 0).sum())
+    z = stats.norm.ppf(min(0.5, (least + 1) / (n_draws + 1)))
+    expected = 2 * stats.t.cdf(z * np.sqrt((n - 1) / n), n - 1)
+    assert expanded_p(draws, n_patients=n) == pytest.approx(expected)
+
+
+def test_of_many_patients_the_expanded_interval_is_that_of_percentiles():
+    draws = np.random.default_rng(0).normal(size=1999)
+    steps = np.diff(np.sort(draws))
+    plain = np.array(percentile_interval(draws))
+    found = [expanded_interval(draws, n_patients=n) for n in (10, 30, 100, 1000, 10**9)]
+    assert np.all(np.diff([high - low for low, high in found]) <= 0)
+    assert found[-1] == pytest.approx(plain, abs=steps[45:55].max() + steps[-55:-45].max())
+    twice = 2 * (np.count_nonzero(draws + 2 < 0) + 1) / 2000
+    assert expanded_p(draws + 2, n_patients=10**9) == pytest.approx(twice, rel=1e-6)
+
+
+def test_the_mean_of_ten_normal_patients_is_held_as_often_as_promised():
+    # Student's interval is exact here, and percentiles hold the truth in some 90 of 100 samples.
+    rng = np.random.default_rng(0)
+    samples = rng.normal(size=(1000, 10))
+    held = []
+    for sample in samples:
+        draws = sample[rng.integers(10, size=(999, 10))].mean(axis=1)
+        ends = expanded_interval(draws, n_patients=10), percentile_interval(draws)
+        held.append([low <= 0 <= high for low, high in ends])
+    expanded, plain = np.mean(held, axis=0)
+    assert 0.93 <= expanded <= 0.97
+    assert plain <= 0.92
 
 
 @given(st.floats(0, 1), st.lists(st.floats(0, 1), min_size=5, max_size=50))

@@ -15,8 +15,10 @@ from tests.zoo.stores import TARGETS, make_world
 from zoo.bags import Bags
 from zoo.blending.ranks import rank_among
 from zoo.ensembles import ensemble
-from zoo.errors import RunError
+from zoo.errors import NotSupported, RunError
+from zoo.membership import pool_of
 from zoo.metrics import evaluate, headline, higher_is_better, metric_title
+from zoo.panel import open_panel
 from zoo.prediction import predict
 from zoo.recipes import recipe
 from zoo.report import collect, write_report
@@ -167,6 +169,56 @@ def test_an_ensemble_of_any_task_predicts_as_its_rule_says(members, abroad, tmp_
     else:
         wanted = np.tensordot(learned["weights"], each, axes=1)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+INNER = {
+    "ordinal": ("stack", "temperature"),
+    "multi-label": ("rank", "temperature"),
+    "regression": ("stack", "none"),
+    "survival": ("weighted", "none"),
+}
+"""What a member of an ensemble was made by: rules that are no averages of its own members."""
+
+
+@pytest.mark.parametrize("rule", ["mean", "rank", "weighted"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_ensemble_may_be_part_of_another(members, home, abroad, tmp_path, kind, rule):
+    runs = members(kind)
+    inner_rule, calibrate = INNER[kind]
+    inner = ensemble(
+        [run.path for run in runs], inner_rule, out=tmp_path / "inner", calibrate=calibrate
+    )
+    other = runs[0]
+    if (kind, rule) == ("survival", "mean"):  # of raw and of standardised risks there is no mean
+        with pytest.raises(RunError, match=r"survival by cox, standardised and survival by cox:"):
+            ensemble([other.path, inner.path], rule, out=tmp_path / "refused")
+        other = ensemble([run.path for run in runs], "greedy", out=tmp_path / "other")
+    outer = ensemble([other.path, inner.path], rule, out=tmp_path / "outer")
+    made = predict(outer, abroad.store, abroad.table)
+    each = np.array([values(predict(part, abroad.store)) for part in (other, inner)])
+    np.testing.assert_allclose(values(made), pool_of(outer)(each), rtol=1e-6, atol=1e-9)
+    assert np.isfinite(made.frame["spread"]).all()
+
+
+def test_heads_are_not_averaged_where_a_member_is_calibrated(members, abroad, tmp_path):
+    paths = [run.path for run in members("ordinal")]
+    inner = ensemble(paths, out=tmp_path / "inner", calibrate="temperature")
+    outer = ensemble([paths[0], inner.path], out=tmp_path / "outer")
+    with pytest.raises(NotSupported, match=r"inner is calibrated, and part of .*outer, .* alone"):
+        open_panel(outer, open_store(abroad.store), kinds=("ordinal",))
+
+
+def test_members_of_members_without_a_say_need_not_be_in_the_store(members, abroad, tmp_path):
+    paths = [run.path for run in members("survival")]
+    inner = ensemble(paths, "weighted", out=tmp_path / "inner")
+    outer = ensemble([paths[0], inner.path], "greedy", out=tmp_path / "outer")
+    outer.document["learned"]["weights"]["all"] = [0.0, 1.0]
+    found = predict(outer, abroad.store)
+    alone = predict(inner, abroad.store)
+    shift, scale = (outer.document["learned"][name]["all"][1] for name in ("shift", "scale"))
+    np.testing.assert_allclose(values(found), (values(alone) - shift) / scale)
+    np.testing.assert_allclose(found.frame["spread"], alone.frame["spread"] / scale)
+    assert found.n_heads == alone.n_heads == 4
 
 
 def test_labels_are_cooled_one_by_one(members, abroad, tmp_path):

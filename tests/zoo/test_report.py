@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
 import re
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -242,8 +245,32 @@ def test_what_is_not_a_run_is_refused(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_said_in_one_line(runs, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot write the report"):
+    with pytest.raises(StorageError, match=r"cannot write .*report\.json: "):
         write_report(runs[:1], tmp_path / "file")
+
+
+def test_a_page_of_something_else_is_not_written_over(runs, tmp_path):
+    page = tmp_path / "index.html"
+    page.write_text("my home page")
+    with pytest.raises(OptionError, match="is of no report"):
+        write_report(runs[:1], tmp_path)
+    assert page.read_text() == "my home page"
+
+
+def test_a_report_that_finds_no_space_leaves_the_earlier_one_whole(runs, tmp_path, monkeypatch):
+    write_report(runs[:1], tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    write = Path.write_text
+
+    def full(path, *args, **options):
+        if "index.html" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, *args, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(StorageError, match="No space left"):
+        write_report(runs, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_report_is_not_written_into_a_run(runs):

@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from histostore.errors import StorageError
 from tests.zoo.runs import make_run
 from zoo.errors import RunError
 from zoo.predictions import average, measure, predictions_frame
-from zoo.run import Run, begin
+from zoo.run import Run
 
 
 @pytest.fixture
@@ -144,9 +143,9 @@ def test_a_run_without_heads_says_so(run):
         run.load_heads()
 
 
-def test_a_place_that_cannot_be_written_is_refused_with_the_reason(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="Not a directory"):
-        begin(tmp_path / "file" / "run", {})
-    with pytest.raises(RunError, match="other files"):
-        begin(tmp_path / "file", {})
+def test_a_run_that_lacks_some_of_its_heads_is_refused_and_not_half_asked(run):
+    run.head_paths()[1, 0].unlink()
+    with pytest.raises(RunError, match=r"1-0 \(fold-seed\) is missing"):
+        run.load_heads()
+    with pytest.raises(RunError, match="copy it again"):
+        run.head_paths()

@@ -83,8 +83,8 @@ def test_a_difference_of_a_run_to_itself_is_none():
 def test_differences_change_sign_with_the_order_of_the_runs(seed):
     y, first, patients = sample(seed)
     second = sample(seed + 1)[1]
-    there = paired_bootstrap(y, first, second, patients, n_resamples=50)
-    back = paired_bootstrap(y, second, first, patients, n_resamples=50)
+    there = paired_bootstrap(y, first, second, patients, n_resamples=99)
+    back = paired_bootstrap(y, second, first, patients, n_resamples=99)
     for name in METRICS:
         assert back[name].value == pytest.approx(-there[name].value, abs=1e-12)
         assert back[name].low == pytest.approx(-there[name].high, abs=1e-12)
@@ -98,6 +98,27 @@ def test_skill_against_noise_is_told_apart():
     assert found.value > 0.2
     assert found.low > 0
     assert found.p < 0.01
+
+
+def test_few_patients_have_no_difference_that_is_sure():
+    y, good, bad = [0, 1, 0, 1], np.eye(2)[[0, 1, 0, 1]], np.eye(2)[[1, 0, 1, 0]]
+    found = paired_bootstrap(y, good, bad, ["a", "b", "c", "d"])["accuracy"]
+    assert (found.value, found.low, found.high) == (1.0, None, None)
+    assert found.p > 0.05  # every resample is above 0
+
+
+def test_equal_classifiers_of_thirty_patients_are_called_different_no_more_than_promised():
+    rng, alarms = np.random.default_rng(0), {"accuracy": 0, "macro_f1": 0}
+    for k in range(300):
+        y = np.arange(30) % 2
+        shared, *own = rng.normal(size=(3, 30))
+        said = [1 / (1 + np.exp(-shared - noise - 2.4 * (y - 0.5))) for noise in own]
+        one, other = (np.c_[1 - prob, prob] for prob in said)
+        told = paired_bootstrap(y, one, other, np.arange(30).astype(str), n_resamples=399, seed=k)
+        for name in alarms:
+            alarms[name] += told[name].p <= 0.05
+    # Binomial(300, 0.05) is above 26 once in a thousand times.
+    assert max(alarms.values()) <= 26
 
 
 def test_what_is_undefined_in_most_resamples_has_no_interval():

@@ -124,6 +124,13 @@ BAD = [
         ["g holds 'top', not among the levels"],
     ),
     ("ordinal", "g", {"g": ["low", "high"]}, (), ["give levels, the lowest first"]),
+    (
+        "ordinal",
+        "g",
+        {"g": ["1.0", "1"]},
+        (),
+        ["g holds '1' and '1.0', one level in two spellings"],
+    ),
     ("ordinal", "g", {"g": ["3", "3"]}, (), ["two at least are needed"]),
     ("regression", "x", {"x": ["1", "2"]}, ("1", "2"), ["levels are for task ordinal"]),
 ]

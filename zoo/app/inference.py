@@ -25,7 +25,7 @@ from zoo.app.twins import Twin, find_twin
 from zoo.bags import Bags
 from zoo.errors import EmptyBag, NotSupported
 from zoo.explaining.importance import Voice, Weighed, weigh
-from zoo.panel import Panel, on_pixels, open_panel, seated, weighted_sd
+from zoo.panel import Panel, on_pixels, open_panel, runs_of, weighted_sd
 from zoo.run import Run
 
 if TYPE_CHECKING:
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from zoo.panel import Member, Seat
 
 __all__ = ["Predictor"]
-
-POOLS = frozenset({"rank", "stack"})
-"""Rules of ensembles that are no averages."""
 
 
 class Predictor:
@@ -118,7 +115,7 @@ class Predictor:
         with TemporaryDirectory(prefix="zoo-app-") as folder:
             empty = open_store(folder, mode="a")
             if asked.task.kind == "classification":
-                for one, _, _ in seated(asked, is_pooled=asked.document.get("rule") in POOLS):
+                for one, _ in runs_of(asked, is_pooled=True):
                     empty.create_feature_set(spec_of_run(one))
             panel = open_panel(asked, empty, averages_only=False)
         needed = [(spec_of_run(member.run), member.views) for member in panel.members]

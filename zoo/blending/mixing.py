@@ -175,6 +175,13 @@ class Pool:
     reference: NDArray[np.float64] | None = None
     """Out-of-fold predictions ``(member, image, column)``, of the rule ``rank``."""
     temperature: float = 1.0
+    members: tuple[Pool, ...] = ()
+    """How each member makes one of what its own say; none for a run, whose heads are averaged."""
+
+    @property
+    def n_runs(self) -> int:
+        """How many runs with heads there are, members of members too."""
+        return sum(member.n_runs for member in self.members) if self.members else 1
 
     @property
     def is_average(self) -> bool:
@@ -193,10 +200,13 @@ class Pool:
 
     def __call__(self, prob: NDArray[np.float64]) -> NDArray[np.float64]:
         """Combine members, ``(member, image, column)`` to ``(image, column)``."""
-        mixed = self._mixed(prob)
+        return self.finished(self._mixed(prob))
+
+    def finished(self, mixed: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Cool what was combined, ``(image, column)``, by the temperature."""
         if self.kind != "multi-label" or self.temperature == 1.0:
             return cooled(mixed, self.temperature)
-        return _from_cells(cooled(as_cells(mixed), self.temperature), prob.shape[2])
+        return _from_cells(cooled(as_cells(mixed), self.temperature), mixed.shape[1])
 
     def _mixed(self, prob: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.rule == "rank" and self.reference is not None:

@@ -41,6 +41,7 @@ from zoo.blending import CALIBRATIONS, RULES
 from zoo.errors import RecipeError
 from zoo.experiments.tables import TableReader
 from zoo.split import VALIDATION_SHARE
+from zoo.study import Terms
 from zoo.tasks import Task
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Combining:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Experiment:
+class Experiment(Terms):
     """What an experiment's file says."""
 
     path: Path
@@ -111,24 +112,6 @@ class Experiment:
     """What is fitted."""
     sources: dict[str, Source]
     """Feature sets by alias."""
-    levels: tuple[str, ...] = ()
-    """Of task ordinal, the lowest first."""
-    augmentation: str = "identity"
-    """Stored view to learn and predict."""
-    train_views: str = ""
-    """Views that training draws from."""
-    test_views: str = ""
-    """Views that are averaged."""
-    folds: int | str = 5
-    """Number of folds, or ``leave-one-patient-out``."""
-    split_column: str | None = None
-    """Column of the cohort with the split, instead of folds."""
-    repeats: int = 1
-    """How often the folds are dealt anew."""
-    split_seed: int = 0
-    """Decides the folds."""
-    validation_share: float = VALIDATION_SHARE
-    """Of what is not tested: watched, not learned."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of each fold's fits."""
     ensembles: tuple[Combining, ...] = ()

@@ -21,15 +21,14 @@ from typing import TYPE_CHECKING, Any
 from histostore.atomic import atomic
 from histostore.cohort import Cohort
 from histostore.errors import HistostoreError, StorageError, summarise
-from zoo.bags import Bags
+from zoo.doubts import doubts
 from zoo.errors import RunError
 from zoo.experiments.combining import combine
 from zoo.experiments.outcome import Outcome
 from zoo.experiments.planning import plan
 from zoo.experiments.reading import read_experiment
 from zoo.experiments.sources import chosen_sets
-from zoo.fit import Execution, fit_run, make_split, run_document
-from zoo.manyviews import with_views
+from zoo.fit import Execution, fit_run, run_document
 from zoo.report import N_FULL, write_report
 from zoo.run import Run
 
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from histostore.store import FeatureSet
+    from zoo.bags import Bags
     from zoo.experiments.planning import Cell, Plan
     from zoo.experiments.reading import Experiment
     from zoo.split import Split
@@ -236,32 +236,15 @@ class _Course:
 
     def _bags(self, cell: Cell) -> tuple[Bags, Split]:
         """Read one feature set, and deal the folds."""
-        told, features = self.plan.experiment, self.sets[cell.source.alias]
-        bags = Bags(
-            features,
+        told, alias = self.plan.experiment, cell.source.alias
+        bags = told.bags_of(
+            self.sets[alias],
             self.cohort,
-            augmentation=told.augmentation,
-            task=told.task,
-            levels=told.levels,
+            told.task,
+            say=lambda line: self.notes.append(f"{alias}: {line}"),
         )
-        for n, why in (
-            (bags.n_unlabelled, "without a label"),
-            (bags.n_failed, "no build embedded"),
-        ):
-            if n:
-                self.notes.append(f"{cell.source.alias}: left out {n:,} image{'s'[: n > 1]} {why}")
-        if told.train_views or told.test_views:
-            bags = with_views(bags, features, train=told.train_views, test=told.test_views)
-        split = make_split(
-            bags,
-            self.cohort,
-            folds=told.folds,
-            split_column=told.split_column,
-            repeats=told.repeats,
-            split_seed=told.split_seed,
-            validation_share=told.validation_share,
-        )
-        return bags, split
+        self.notes += doubts(self.cohort, bags.task, bags.classes, bags.truth)
+        return bags, told.split_of(bags, self.cohort)
 
 
 def _by_source(cells: Sequence[Cell]) -> Iterator[list[Cell]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from zoo.doubts import doubts
 from zoo.finetune.running import check, finetune, prepare_images
 from zoo.fit import make_split
 
@@ -49,7 +50,7 @@ def finetune_images(
     storage_options
         For the storage of the images.
     say
-        Told of images that are left out, a line each.
+        Told of images that are left out, and of what is odd in the table, a line each.
     progress
         Told of images read, then of epochs done.
     dealing
@@ -66,6 +67,8 @@ def finetune_images(
         count = images.n_unlabelled
         named = ", ".join(images.task.targets)
         say(f"left out {count:,} image{'s'[: count > 1]} without {named!r}")
+    for doubt in doubts(images.cohort, images.task, images.classes, images.truth):
+        say(doubt)
     prepared = prepare_images(
         images, spec, storage_options=storage_options, progress=_reading(progress)
     )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from zoo.claiming import begin
 from zoo.errors import RecipeError, SplitError
 from zoo.finetune.checkpoint import save_network
 from zoo.finetune.data import Images, read_images
@@ -28,11 +29,11 @@ from zoo.finetune.pixels import read_pixels
 from zoo.finetune.predicting import predict_rows
 from zoo.finetune.presets import preset
 from zoo.finetune.spec import Machine
-from zoo.fit import chosen_seeds, history_table, make_split, predictions_table
+from zoo.fit import check_split, chosen_seeds, history_table, make_split, predictions_table
 from zoo.jobs import Job, Result
 from zoo.metrics import headline, metric_title
 from zoo.recipes import Recipe
-from zoo.run import begin, write_run
+from zoo.run import write_run
 from zoo.training.threads import available, limited
 
 if TYPE_CHECKING:
@@ -153,9 +154,7 @@ def finetune(
     recipe = preset() if recipe is None else recipe
     machine = Machine() if machine is None else machine
     split = make_split(images) if split is None else split
-    if split.image_ids != images.image_ids:
-        msg = f"the split is over {len(split.image_ids)} other images than these {len(images)}"
-        raise SplitError(msg)
+    check_split(images, split)
     if recipe.needs_validation and not all(len(fold.validation) for fold in split):
         raise SplitError(
             f"recipe {recipe.name} watches validation images, and a fold has none: use more "
@@ -165,33 +164,33 @@ def finetune(
     document = _document(prepared, spec, recipe, split, numbers)
     document["weights"] = check(spec, recipe, images)
     folder = Path(out)
-    unfinished = begin(folder, {**document, "pixels": prepared.pixels.digest})
     device = machine.torch_device()
-    course = _Course(
-        prepared=prepared,
-        spec=spec,
-        recipe=recipe,
-        device=device,
-        loader=PixelLoader(
-            prepared.pixels, workers=machine.loaders(device), pin=device.type == "cuda"
-        ),
-        heads=folder / "heads",
-        unfinished=unfinished,
-    )
     jobs = [Job(fold=fold, seed=seed) for fold in split for seed in numbers]
-    with limited(machine.threads or available()):
-        results = [
-            course.do(job, _Told(progress, at * recipe.epochs, len(jobs) * recipe.epochs))
-            for at, job in enumerate(jobs)
-        ]
-    document["name"] = name or folder.resolve().name
-    document["seconds"] = round(time.monotonic() - start, 3)
-    return write_run(
-        folder,
-        document,
-        predictions_table(images, results),
-        history_table(results, images.task),
-    )
+    with begin(folder, {**document, "pixels": prepared.pixels.digest}) as unfinished:
+        course = _Course(
+            prepared=prepared,
+            spec=spec,
+            recipe=recipe,
+            device=device,
+            loader=PixelLoader(
+                prepared.pixels, workers=machine.loaders(device), pin=device.type == "cuda"
+            ),
+            heads=folder / "heads",
+            unfinished=unfinished,
+        )
+        with limited(machine.threads or available()):
+            results = [
+                course.do(job, _Told(progress, at * recipe.epochs, len(jobs) * recipe.epochs))
+                for at, job in enumerate(jobs)
+            ]
+        document["name"] = name or folder.resolve().name
+        document["seconds"] = round(time.monotonic() - start, 3)
+        return write_run(
+            folder,
+            document,
+            predictions_table(images, results),
+            history_table(results, images.task),
+        )
 
 
 def check(spec: FinetuneSpec, recipe: FinetuneRecipe, images: Images) -> str:

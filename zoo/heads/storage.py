@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histostore.errors import StorageError
+from histostore.atomic import atomic
 from zoo.errors import RunError
 
 if TYPE_CHECKING:
@@ -44,18 +43,8 @@ def _stamped(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(path: str | os.PathLike[str], content: bytes) -> None:
-    target = Path(path)
-    try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    except OSError as error:
-        raise StorageError(f"{target}: cannot write there: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(name).replace(target)
-    except OSError as error:
-        Path(name).unlink(missing_ok=True)
-        raise StorageError(f"{target}: cannot write: {error.strerror}") from error
+    with atomic(Path(path), durable=True) as hidden:
+        hidden.write_bytes(content)
 
 
 def read_arrays(

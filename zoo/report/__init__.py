@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from histostore.errors import HistostoreError, OptionError, StorageError
+from histostore.atomic import atomic
+from histostore.errors import HistostoreError, OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,6 +22,8 @@ __all__ = ["N_FULL", "collect", "write_report"]
 
 N_FULL = 10
 """Runs that are shown in full; of more, the best."""
+
+_PAGE = "index.html"
 
 
 def write_report(
@@ -66,7 +70,8 @@ def write_report(
         If there are no runs, a directory is not one, tasks differ, or predictions are of a run
         that is not here.
     OptionError
-        If the task has no such metric, or nothing would be shown in full.
+        If the task has no such metric, nothing would be shown in full, or the folder holds a page
+        of something else.
     StorageError
         If the folder cannot be written.
 
@@ -81,6 +86,8 @@ def write_report(
     out = Path(out_dir)
     if (out / "run.json").exists():
         raise OptionError(f"{out} is a run: give the report a directory of its own")
+    if (out / _PAGE).exists() and not (out / "report.json").exists():
+        raise OptionError(f"{out / _PAGE} is of no report: give the report a directory of its own")
     data = collect(
         run_paths,
         out_dir=str(out_dir),
@@ -91,14 +98,11 @@ def write_report(
         n_full=n_full,
     )
     document = json.dumps(to_json(data), indent=1, ensure_ascii=False, allow_nan=False)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "report.json").write_text(document + "\n", encoding="utf-8")
-        (out / "report.md").write_text(to_markdown(data), encoding="utf-8")
-        (out / "index.html").write_text(to_html(data), encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{out}: cannot write the report ({error.strerror}); choose another folder") from error  # fmt: skip
-    return out / "index.html"
+    parts = {"report.json": document + "\n", "report.md": to_markdown(data), _PAGE: to_html(data)}
+    with ExitStack() as stack:  # all are written before the first takes its name
+        for name, text in parts.items():
+            stack.enter_context(atomic(out / name)).write_text(text, encoding="utf-8")
+    return out / _PAGE
 
 
 def collect(

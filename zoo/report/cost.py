@@ -20,7 +20,7 @@ _LONGEST_HEADER = 100_000_000
 
 def cost(run: Run) -> Cost:
     """Say what a run took, as far as it is known."""
-    paths = sorted(run.head_paths().values())
+    paths = sorted(run.head_paths(whole=False).values())
     seconds = run.document.get("seconds")
     return Cost(
         seconds=float(seconds) if seconds else math.nan,

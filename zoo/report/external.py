@@ -103,7 +103,8 @@ def _table(path: Path) -> pd.DataFrame:
 
     try:
         if path.suffix.lower() == ".csv":
-            return pd.read_csv(path, dtype={"image_id": str, "prediction": str})
+            names = {"image_id": str, "prediction": str}
+            return pd.read_csv(path, dtype=names, keep_default_na=False)  # NA may be a name
         return pd.read_parquet(path, engine="pyarrow")
     except (OSError, ValueError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]

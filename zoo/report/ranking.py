@@ -75,7 +75,11 @@ def pairs(runs: Sequence[Run], judged: Sequence[Predictions], metric: str) -> tu
         task=runs[0].task,
     )
     both = list(itertools.combinations(range(len(places)), 2))
-    found = [difference(float(scores[a] - scores[b]), draws[a] - draws[b]) for a, b in both]
+    n_patients = len(set(map(str, first.patient_ids)))
+    found = [
+        difference(float(scores[a] - scores[b]), draws[a] - draws[b], n_patients=n_patients)
+        for a, b in both
+    ]
     corrected = holm([gap.p for gap in found])
     return tuple(
         Pair(

@@ -14,8 +14,10 @@ import numpy as np
 from histostore.atomic import atomic
 from histostore.errors import OptionError
 from histostore.files import public_url
+from zoo.claiming import begin
 from zoo.errors import SplitError
 from zoo.fit import (
+    check_split,
     chosen_seeds,
     embedding_digest,
     history_table,
@@ -26,7 +28,7 @@ from zoo.fit import (
 from zoo.jobs import Execution, Job, Task, run_jobs
 from zoo.metrics import headline, metric_names
 from zoo.recipes import Recipe
-from zoo.run import begin, write_run
+from zoo.run import write_run
 from zoo.tuning.search import Course, Search, Trial, best, check_optuna, search_fold, trials_of
 from zoo.tuning.space import Choice, Range, apply, default_space, plain, read_space
 
@@ -111,9 +113,7 @@ def tune(
     recipe = Recipe() if recipe is None else recipe
     head.check_task(bags.task, recipe)
     split = make_split(bags) if split is None else split
-    if split.image_ids != bags.image_ids:
-        msg = f"the split is over {len(split.image_ids)} other images than these {len(bags)} bags"
-        raise SplitError(msg)
+    check_split(bags, split)
     search = _settled(search or Search(), bags.task)
     given = default_space(head, recipe) if search.space is None else search.space
     space = read_space(given, head, recipe)
@@ -123,32 +123,32 @@ def tune(
     document = run_document(bags, split, head, recipe=recipe, seeds=chosen)
     document["tuning"] = _told(search, space)
     folder, execution = Path(out), execution or Execution()
-    unfinished = begin(folder, {**document, "embedding": embedding_digest(bags)})
-    (unfinished / "trials").mkdir(exist_ok=True)
     jobs = [Job(fold=fold, seed=seed) for fold in split for seed in chosen]
-    meter = _Meter(unfinished=unfinished, jobs=jobs, trials=search.trials, outer=execution)
-    task = TuningTask(
-        head=head,
-        recipe=recipe,
-        heads=folder / "heads",
-        unfinished=unfinished,
-        execution=dataclasses.replace(execution, progress=meter),
-        search=search,
-        space=space,
-        inner=inner,
-        seed=chosen[0],
-    )
-    results = run_jobs(jobs, bags, task)
-    trials = [trial for number in inner for trial in trials_of(task.trials, number)]
-    document["tuning"]["chosen"] = _chosen(trials, search)
-    document["name"] = folder.resolve().name
-    document["store"] = {**bags.source.get("store", {}), "url": public_url(store_url)}
-    document["cohort"] |= bags.source.get("cohort", {})
-    document["seconds"] = round(time.monotonic() - start, 3)
-    _write_trials(folder / "trials.parquet", trials)
-    return write_run(
-        folder, document, predictions_table(bags, results), history_table(results, bags.task)
-    )
+    with begin(folder, {**document, "embedding": embedding_digest(bags)}) as unfinished:
+        (unfinished / "trials").mkdir(exist_ok=True)
+        meter = _Meter(unfinished=unfinished, jobs=jobs, trials=search.trials, outer=execution)
+        task = TuningTask(
+            head=head,
+            recipe=recipe,
+            heads=folder / "heads",
+            unfinished=unfinished,
+            execution=dataclasses.replace(execution, progress=meter),
+            search=search,
+            space=space,
+            inner=inner,
+            seed=chosen[0],
+        )
+        results = run_jobs(jobs, bags, task)
+        trials = [trial for number in inner for trial in trials_of(task.trials, number)]
+        document["tuning"]["chosen"] = _chosen(trials, search)
+        document["name"] = folder.resolve().name
+        document["store"] = {**bags.source.get("store", {}), "url": public_url(store_url)}
+        document["cohort"] |= bags.source.get("cohort", {})
+        document["seconds"] = round(time.monotonic() - start, 3)
+        _write_trials(folder / "trials.parquet", trials)
+        return write_run(
+            folder, document, predictions_table(bags, results), history_table(results, bags.task)
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
