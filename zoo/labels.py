@@ -53,12 +53,14 @@ def encode(
     if np.issubdtype(given.dtype, np.integer):
         codes = given.astype(np.int64)
         known = tuple(classes or [str(code) for code in range(int(codes.max(initial=-1)) + 1)])
-        wrong = sorted({int(code) for code in codes[(codes < -1) | (codes >= len(known))]})
+        wrong: Sequence[object] = sorted(
+            {int(k) for k in codes[(codes < -1) | (codes >= len(known))]}
+        )
     else:
         names = [cell_text(name) for name in given.tolist()]
         known = tuple(classes or sorted({name for name in names if name is not None}))
         place: dict[object, int] = {None: -1, **{name: i for i, name in enumerate(known)}}
-        wrong = sorted({name for name in names if name not in place})
+        wrong = sorted({name for name in names if name is not None and name not in place})
         codes = np.array([place.get(name, -1) for name in names], dtype=np.int64)
     if wrong:
         msg = f"labels {wrong[:_NAMED]} are not among the classes {list(known)}"

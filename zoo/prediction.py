@@ -160,8 +160,8 @@ def check_output(path: str | os.PathLike[str], *read: str | os.PathLike[str] | N
     """
     if Path(path).suffix.lower() not in {".csv", ".parquet", ".pq"}:
         raise OptionError(f"{path}: give a name that ends in .csv or .parquet")
-    for name in filter(None, read):
-        if Path(path).exists() and Path(name).exists() and Path(path).samefile(name):
+    for name in read:
+        if name and Path(path).exists() and Path(name).exists() and Path(path).samefile(name):
             raise OptionError(f"{path} is what is read: give the predictions another name")
 
 
