@@ -32,7 +32,7 @@ SOME_FAILED = 3
 INTERRUPTED = 130
 COMMANDLINE = click.core.ParameterSource.COMMANDLINE
 
-LIBRARIES_OF_ZOO = ("jinja2", "lightgbm", "lion_pytorch", "markupsafe", "matplotlib", "safetensors", "sklearn", "threadpoolctl", "torch")  # fmt: skip
+LIBRARIES_OF_ZOO = ("filelock", "jinja2", "lightgbm", "lion_pytorch", "markupsafe", "matplotlib", "safetensors", "sklearn", "threadpoolctl", "torch")  # fmt: skip
 
 
 class Commands(click.Group):

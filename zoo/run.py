@@ -215,12 +215,14 @@ class Run:
         """
         from zoo.heads.catalog import load_head
 
-        paths = self.head_paths()
+        paths = self.head_paths(whole=False)
         if not paths:
             members = [str(path) for path in self.member_paths()]
             where = f"use its members: {', '.join(members)}" if members else "fit it again"
             raise RunError(f"{self.path} holds no heads: {where}")
-        return {key: load_head(path) for key, path in sorted(paths.items())}
+        heads = {key: load_head(path) for key, path in sorted(paths.items())}
+        self.head_paths()  # what is damaged is named first, then what is missing
+        return heads
 
 
 def member_paths(folder: Path, document: Mapping[str, Any]) -> tuple[Path, ...]:

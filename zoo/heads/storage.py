@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histostore.atomic import atomic
+from histostore.errors import StorageError
 from zoo.errors import RunError
 
 if TYPE_CHECKING:
@@ -43,7 +44,10 @@ def _stamped(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(path: str | os.PathLike[str], content: bytes) -> None:
-    with atomic(Path(path), durable=True) as hidden:
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise StorageError(f"{target}: cannot write there: no such folder")
+    with atomic(target, durable=True) as hidden:
         hidden.write_bytes(content)
 
 
