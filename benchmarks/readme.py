@@ -73,12 +73,14 @@ SHOWN = (
         against="a bag at a time from .pt files, as CLAM trains",
         name="epoch, equal bags",
         baseline=CLAM,
+        file="train.json",
     ),
     Shown(
         what="a training epoch, bags of 30 to 1,000",
         against="the same",
         name="epoch, uneven bags of 30 to 1,000 patches",
         baseline=CLAM,
+        file="train.json",
     ),
     Shown(
         what="a build with nothing to do, 100,000 images",
@@ -100,13 +102,14 @@ def table(results: Mapping[str, Any]) -> str:
     shown = [results[one.file] for one in SHOWN if one.file in results]
     dates = sorted({facts["date"] for facts in shown})
     machines = sorted({_machine(facts) for facts in shown})
+    small = r", \* is of small sizes" if any(facts["smoke"] for facts in shown) else ""
     lines = [
         "| | against | times faster | promised |",
         "|---|---|--:|--:|",
         *(_line(one, results) for one in SHOWN),
         "",
-        f"Measured on {' and '.join(machines)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; "
-        r"bold is missed, \* is of small sizes.",
+        f"Measured on {' and '.join(machines)}, {' to '.join(dict.fromkeys((*dates[:1], *dates[-1:])))}; "
+        f"bold is missed{small}.",
         "All questions, what was missed, and why: [benchmarks](docs/benchmarks.md).",
     ]
     return "\n".join(lines)
